@@ -1,0 +1,1 @@
+//! Reserved: see DESIGN §3.
