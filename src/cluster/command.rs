@@ -89,8 +89,13 @@ pub enum Command {
         from: NodeId,
         to: NodeId,
     },
-    /// Back to the old primary, before its shutdown.
-    CancelSwitchover {
+    /// The primary is lost and an administrator names its successor; carried out once the lease has ended.
+    RequestFailover {
+        to: NodeId,
+        accept_loss: bool,
+    },
+    /// Forget the administrator's wish; while draining, before the shutdown, the old primary resumes.
+    CallOff {
         reason: String,
     },
     /// epoch+1. `lease_seq` is the renewal count that the decision saw: one renewal in between rejects it.

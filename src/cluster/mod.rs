@@ -21,6 +21,7 @@ pub use command::{Command, ElectionCause, Proposal};
 pub use rule::SyncRule;
 pub use settings::{Durability, Settings};
 pub use state::{
-    Addresses, ClusterState, HistoryEntry, Lease, Member, MemberKind, Phase, SwitchoverRequest, Tags, TimelineClaim, TimelineClaims,
+    Addresses, CalledOff, ChangeKind, ClusterState, ElectionCall, HistoryEntry, Lease, Member, MemberKind, Phase, PlannedChange, Tags,
+    TimelineClaim, TimelineClaims,
 };
 pub use topology::{Backend, Topology, WriteGate};

@@ -30,8 +30,12 @@ pub struct ClusterState {
     pub paused: bool,
     /// Members that may not run Postgres.
     pub fences: BTreeSet<NodeId>,
-    /// An administrator's planned change of primary that has not begun to drain.
-    pub switchover: Option<SwitchoverRequest>,
+    /// An administrator's wish to change the primary, from its request until an election begins or it is called off.
+    pub change: Option<PlannedChange>,
+    /// The newest wish that was called off, with the reason, so that whoever waits for it learns its end.
+    pub called_off: Option<CalledOff>,
+    /// Why the election of this epoch was called, and who was primary before.
+    pub election: Option<ElectionCall>,
     /// Newest last, at most [`ClusterState::HISTORY_MAX`].
     pub history: Vec<HistoryEntry>,
     /// Administrators' requests that took effect, oldest first, at most [`ClusterState::REQUESTS_MAX`] (INV-12).
@@ -170,10 +174,35 @@ pub struct Lease {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SwitchoverRequest {
+pub struct PlannedChange {
     pub request: RequestId,
-    pub from: NodeId,
+    pub from: Option<NodeId>,
     pub to: NodeId,
+    pub kind: ChangeKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// The primary lives: prepare, drain, hand over.
+    Switchover,
+    /// The primary is lost and the cluster does not go on by itself.
+    Failover {
+        /// The administrator accepted in words that acknowledged writes may be lost.
+        accept_loss: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CalledOff {
+    pub request: RequestId,
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElectionCall {
+    pub from: Option<NodeId>,
+    pub cause: ElectionCause,
 }
 
 /// One number on the tree of timelines (INV-8).

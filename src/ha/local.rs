@@ -2,7 +2,7 @@
 
 use super::{PostgresFacts, PostgresState, Role, Seal};
 use crate::cluster::SyncRule;
-use crate::types::{Epoch, NodeId, RequestId, Timeline};
+use crate::types::{Epoch, Lsn, NodeId, RequestId, Timeline};
 use std::fmt;
 
 /// What this node knows about itself at one instant.
@@ -25,8 +25,23 @@ pub struct LocalState {
     pub needs_clone: Option<String>,
     /// Preparation (CHECKPOINT) done for this switchover.
     pub prepared: Option<RequestId>,
+    /// The primary of the present epoch as it last described itself, if that is recent.
+    pub upstream: Option<Upstream>,
+    /// Postgres has not answered a new connection for the hang timeout.
+    pub hung: bool,
     /// Initialise from a data directory that exists, rather than with initdb.
     pub adopt_existing: bool,
+}
+
+/// What a standby must know of its primary before it follows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Upstream {
+    pub node: NodeId,
+    /// It runs as primary of the present epoch.
+    pub accepting: bool,
+    pub timeline: Timeline,
+    /// Its ancestors with the position at which each was left.
+    pub ancestry: Vec<(Timeline, Lsn)>,
 }
 
 /// This node's belief about its lease at `now`; volatile, empty after a restart (INV-9).

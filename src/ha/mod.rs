@@ -15,5 +15,5 @@ mod local;
 mod observation;
 
 pub use lease::{HolderLease, LeaseWatch};
-pub use local::{Action, LeaseBelief, LocalState, Step, StepReason};
+pub use local::{Action, LeaseBelief, LocalState, Step, StepReason, Upstream};
 pub use observation::{NodeObservation, Observations, PostgresFacts, PostgresState, Role, Seal, Seen, StandbyView, View};

@@ -95,6 +95,8 @@ pub struct NodeObservation {
     pub drain_committed: bool,
     /// Transactions that its proxy still has open on the primary.
     pub proxy_in_flight: u64,
+    /// It was configured to give an existing data directory to the new cluster.
+    pub adopt_existing: bool,
     /// Its own next step, in words, for `status`.
     pub step: String,
     /// Peers whose process and postmaster both refuse connections, as this node sees it.
@@ -119,7 +121,7 @@ pub struct View {
     pub observations: Observations,
     /// When this process applied the newest renewal or change of the lease; its own start after a restart (INV-9).
     pub lease_seen: Millis,
-    /// When this process applied the change into the present phase.
+    /// When this process applied the newest change of (epoch, phase, planned change).
     pub phase_since: Millis,
     /// When the last settled primary was last known to accept writes.
     pub writable_last: Millis,
