@@ -19,6 +19,10 @@ pub struct LocalState {
     /// Rule in force in Postgres (synchronous_standby_names of every walsender) and proved by an acknowledged marker write (INV-6).
     pub settled: Option<(Epoch, SyncRule)>,
     pub lease: LeaseBelief,
+    /// The lease of `promised` is being given back; renewals have stopped.
+    pub released: bool,
+    /// Promotion in this epoch failed for good.
+    pub gave_up: Option<Epoch>,
     /// A clone or rewind broke off midway: this data directory must never be started.
     pub poisoned: bool,
     /// The last attempt to rewind or to follow showed that only a fresh copy helps; holds the words of the failure.

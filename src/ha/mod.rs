@@ -10,10 +10,22 @@
 //! Level-triggered and idempotent: nobody orders another node about; each looks at the state and takes one next step.
 //! Deliberately absent: I/O, clocks, randomness, logging.
 
+mod converge;
+mod decide;
+mod elect;
+mod facts;
 mod lease;
+mod lineage;
 mod local;
 mod observation;
+mod reason;
+mod rules;
+mod switchover;
 
+pub use converge::converge;
+pub use decide::decide;
 pub use lease::{HolderLease, LeaseWatch};
+pub use lineage::{Lineage, lineage};
 pub use local::{Action, LeaseBelief, LocalState, Step, StepReason, Upstream};
 pub use observation::{NodeObservation, Observations, PostgresFacts, PostgresState, Role, Seal, Seen, StandbyView, View};
+pub use reason::{CandidateLack, Decision, Reason};

@@ -1,0 +1,150 @@
+//! What should the cluster become? Run by the controller on the Raft leader at each tick and each event.
+
+use super::elect::{confirm, elect};
+use super::facts::{covers, lease_expired, max_age, missing, proven_dead, sealable};
+use super::reason::{act, hold};
+use super::rules::tend_rule;
+use super::switchover::{draining, prepare};
+use super::{Decision, PostgresState, Reason, View};
+use crate::cluster::{ChangeKind, ClusterState, Command, ElectionCause, MemberKind, Phase, SyncRule};
+use crate::types::{Lsn, NodeId};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A claimant of the bootstrap that is silent for this long is given up; initdb takes seconds.
+const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The one decision. At most one command: the next tick sees its effect.
+#[must_use]
+pub fn decide(s: &ClusterState, v: &View) -> Decision {
+    match s.phase {
+        Phase::Empty => first_member(s, v),
+        Phase::Bootstrapping { node } => bootstrapping(s, v, node),
+        Phase::Steady { primary } => steady(s, v, primary),
+        Phase::Draining { from, to } => draining(s, v, from, to),
+        Phase::Electing { preferred, accept_loss } => match ordered_otherwise(s, preferred, accept_loss) {
+            Some(decision) => decision,
+            None => elect(s, v, preferred, accept_loss),
+        },
+        Phase::Promoting { candidate } => confirm(s, v, candidate),
+    }
+}
+
+/// All data members must be heard before one initialises: another may hold a database that must not be forgotten.
+fn first_member(s: &ClusterState, v: &View) -> Decision {
+    let silent: BTreeSet<NodeId> = s.members.keys().copied().filter(|n| v.fresh(*n, max_age(s)).is_none()).collect();
+    if s.members.is_empty() || !silent.is_empty() {
+        return hold(Reason::WaitingForMembers { missing: silent });
+    }
+    let heard = || s.data_members().filter_map(|n| Some((n, v.fresh(n, max_age(s))?)));
+    let has_data = |state: PostgresState| match state {
+        PostgresState::Absent => false,
+        PostgresState::Unknown
+        | PostgresState::Stopped
+        | PostgresState::Starting
+        | PostgresState::Running
+        | PostgresState::Stopping
+        | PostgresState::Cloning
+        | PostgresState::Rewinding => true,
+    };
+    if let Some((node, _)) = heard().find(|(_, o)| o.adopt_existing && has_data(o.postgres.state)) {
+        return act(Command::ClaimBootstrap { node }, Reason::Bootstrapping { node });
+    }
+    if let Some((node, _)) = heard().find(|(_, o)| has_data(o.postgres.state)) {
+        return hold(Reason::DataWithoutCluster { node });
+    }
+    let priority = |n: NodeId| s.members.get(&n).map_or(0, |m| m.tags.priority);
+    let first = heard().map(|(n, _)| n).filter(|n| !s.fences.contains(n)).max_by_key(|n| (priority(*n), std::cmp::Reverse(*n)));
+    match first {
+        Some(node) => act(Command::ClaimBootstrap { node }, Reason::Bootstrapping { node }),
+        None => hold(Reason::WaitingForMembers { missing: s.data_members().collect() }),
+    }
+}
+
+fn bootstrapping(s: &ClusterState, v: &View, node: NodeId) -> Decision {
+    let Some(o) = v.fresh(node, max_age(s)) else {
+        let given_up = v.now.since(v.phase_since) > BOOTSTRAP_PATIENCE;
+        return match given_up {
+            true => act(Command::AbandonBootstrap { node }, Reason::BootstrapLost { node }),
+            false => hold(Reason::Bootstrapping { node }),
+        };
+    };
+    let ready = o.postgres.state == PostgresState::Running;
+    match (ready, o.postgres.system, o.postgres.timeline, o.postgres.position) {
+        (true, Some(system), Some(timeline), Some(position)) => {
+            let rule = SyncRule::new(node, [], 0);
+            act(Command::FinishBootstrap { node, system, timeline, lsn: position.lsn, rule }, Reason::Initialised { node })
+        }
+        _unfinished => hold(Reason::Bootstrapping { node }),
+    }
+}
+
+fn steady(s: &ClusterState, v: &View, primary: NodeId) -> Decision {
+    if let Some((cause, reason)) = loss(s, v, primary) {
+        return lost(s, v, cause, reason);
+    }
+    if let Some(change) = s.change {
+        return match change.kind {
+            ChangeKind::Switchover => prepare(s, v, primary, change),
+            ChangeKind::Failover { .. } => {
+                let why = format!("{} is alive; use a switchover", s.name_of(primary));
+                act(Command::CallOff { reason: why.clone() }, Reason::ChangeImpossible { why })
+            }
+        };
+    }
+    tend_rule(s, v, primary)
+}
+
+/// Is the primary lost, and how do we know?
+pub(super) fn loss(s: &ClusterState, v: &View, primary: NodeId) -> Option<(ElectionCause, Reason)> {
+    if s.lease.holder != Some(primary) {
+        Some((ElectionCause::PrimaryDown, Reason::PrimaryDown { primary }))
+    } else if lease_expired(s, v) {
+        Some((ElectionCause::LeaseExpired, Reason::LeaseExpired { primary }))
+    } else if proven_dead(s, v, primary) {
+        Some((ElectionCause::ProvenDead, Reason::ProvenDead { primary }))
+    } else {
+        None
+    }
+}
+
+fn lost(s: &ClusterState, v: &View, cause: ElectionCause, reason: Reason) -> Decision {
+    if let Some(change) = s.change
+        && let ChangeKind::Failover { accept_loss } = change.kind
+    {
+        let to = change.to;
+        return act(begin(s, Some(to), ElectionCause::Manual, accept_loss), Reason::FailoverOrdered { to });
+    }
+    if s.paused {
+        return hold(Reason::Paused);
+    }
+    let present = sealable(s, v);
+    if !covers(s, &present) {
+        return hold(Reason::NotElectable { missing: missing(s, &present) });
+    }
+    let preferred = s.change.map(|c| c.to);
+    act(begin(s, preferred, cause, false), reason)
+}
+
+/// An administrator's failover while an election is stuck.
+pub(super) fn ordered_otherwise(s: &ClusterState, preferred: Option<NodeId>, accept_loss: bool) -> Option<Decision> {
+    let change = s.change?;
+    let ChangeKind::Failover { accept_loss: ordered_loss } = change.kind else {
+        return None;
+    };
+    if preferred == Some(change.to) && accept_loss == ordered_loss {
+        return None;
+    }
+    Some(act(begin(s, Some(change.to), ElectionCause::Manual, ordered_loss), Reason::FailoverOrdered { to: change.to }))
+}
+
+/// INV-9: the election names the renewal count that this decision saw.
+pub(super) fn begin(s: &ClusterState, preferred: Option<NodeId>, cause: ElectionCause, accept_loss: bool) -> Command {
+    let preferred = preferred.filter(|n| s.members.get(n).is_some_and(|m| m.kind == MemberKind::Data));
+    Command::BeginElection { preferred, cause, lease_seq: s.lease.seq, accept_loss }
+}
+
+/// Position the last primary is known to have reached, for the loss bound of asynchronous mode.
+pub(super) fn last_known(v: &View, node: NodeId) -> Option<Lsn> {
+    v.observations.get(&node)?.observation.postgres.position.map(|p| p.lsn)
+}

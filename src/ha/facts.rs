@@ -1,0 +1,83 @@
+//! Questions that decisions ask of the state and the observations.
+
+use super::{NodeObservation, PostgresState, View};
+use crate::cluster::{ClusterState, Durability, MemberKind, SyncRule};
+use crate::types::{NodeId, WalPosition};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// An observation older than this says nothing: two thirds of the lease, so that silence is noticed before it ends.
+pub(super) fn max_age(s: &ClusterState) -> Duration {
+    s.settings.lease_ttl() * 2 / 3
+}
+
+/// Recent observations of data members. A witness has no Postgres and never counts.
+pub(super) fn fresh_data<'a>(s: &'a ClusterState, v: &'a View) -> BTreeMap<NodeId, &'a NodeObservation> {
+    s.data_members().filter_map(|n| Some((n, v.fresh(n, max_age(s))?))).collect()
+}
+
+/// Has the lease run out, as far as this process can prove (INV-9)?
+pub(super) fn lease_expired(s: &ClusterState, v: &View) -> bool {
+    v.now.since(v.lease_seen) >= s.settings.lease_wait()
+}
+
+/// Its process and its postmaster refuse connections from every member that we hear.
+pub(super) fn proven_dead(s: &ClusterState, v: &View, node: NodeId) -> bool {
+    let mut observers = s.members.keys().filter(|n| **n != node).filter_map(|n| v.fresh(*n, max_age(s))).peekable();
+    observers.peek().is_some() && observers.all(|o| o.refused.contains(&node))
+}
+
+/// Sealed positions of this epoch. Only data members with a known end of WAL.
+pub(super) fn seals(s: &ClusterState, v: &View) -> BTreeMap<NodeId, WalPosition> {
+    fresh_data(s, v).into_iter().filter_map(|(n, o)| Some((n, o.seal.filter(|seal| seal.epoch == s.epoch)?.end))).collect()
+}
+
+/// Members that could give a seal soon.
+pub(super) fn sealable(s: &ClusterState, v: &View) -> BTreeSet<NodeId> {
+    let able = |o: &NodeObservation| match o.postgres.state {
+        PostgresState::Stopped | PostgresState::Starting | PostgresState::Running | PostgresState::Stopping => true,
+        PostgresState::Unknown | PostgresState::Absent | PostgresState::Cloning | PostgresState::Rewinding => false,
+    };
+    fresh_data(s, v).into_iter().filter(|(_, o)| able(o) && o.postgres.system == s.system).map(|(n, _)| n).collect()
+}
+
+/// Do these members cover every rule in flight (INV-4, INV-5)? An asynchronous rule promises only its loss bound, which the
+/// choice of the candidate checks; for it one of its standbys is enough.
+pub(super) fn covers(s: &ClusterState, nodes: &BTreeSet<NodeId>) -> bool {
+    s.rules.iter().all(|rule| rule.covered_by(nodes) || (is_async(s, rule) && !rule.standbys.is_disjoint(nodes)))
+}
+
+/// A rule without confirmations that was chosen as such, not one whose primary went on alone.
+pub(super) fn is_async(s: &ClusterState, rule: &SyncRule) -> bool {
+    s.settings.durability == Durability::Async && rule.acks == 0 && !rule.standbys.is_empty()
+}
+
+/// Who is missing for an election: what `status` names when none is safe.
+pub(super) fn missing(s: &ClusterState, present: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    s.rules.iter().flat_map(|r| r.standbys.iter().copied().chain([r.primary])).filter(|n| !present.contains(n)).collect()
+}
+
+/// May this member be chosen as primary?
+pub(super) fn eligible(s: &ClusterState, node: NodeId) -> bool {
+    !s.fences.contains(&node) && s.members.get(&node).is_some_and(|m| m.kind == MemberKind::Data && !m.tags.nofailover)
+}
+
+/// May this member confirm commits? A nofailover member may not either: it could end up as the only holder of a commit.
+pub(super) fn may_confirm(s: &ClusterState, node: NodeId) -> bool {
+    eligible(s, node) && s.members.get(&node).is_some_and(|m| !m.tags.nosync)
+}
+
+/// The rule of `primary` with these usable standbys, or how many are needed where the policy forbids to go on.
+pub(super) fn rule_for(s: &ClusterState, primary: NodeId, live: &BTreeSet<NodeId>) -> Result<SyncRule, usize> {
+    let usable = live.iter().copied().filter(|n| *n != primary && may_confirm(s, *n));
+    let count = usable.clone().count();
+    let acks = match s.settings.durability {
+        Durability::Quorum => s.settings.acks.max(1),
+        Durability::All => count.max(s.settings.acks.max(1)),
+        Durability::Async => 0,
+    };
+    if s.settings.strict && count < acks {
+        return Err(acks);
+    }
+    Ok(SyncRule::new(primary, usable, acks))
+}
