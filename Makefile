@@ -1,0 +1,58 @@
+# `make` lists what there is. Each target prepares the machine by itself (scripts/setup.sh) and asks nothing.
+SHELL := bash
+.DEFAULT_GOAL := help
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+# Extra arguments of `trilithon demo`, as in: make demo ARGS="--wan-ms 30"
+ARGS ?=
+# Length of `make sim`, in simulated hours.
+HOURS ?= 20000
+# Runs of each scenario in `make bench`.
+RUNS ?= 20
+# Versions of PostgreSQL for `make test-versions`.
+VERSIONS ?= 16 18
+
+.PHONY: help setup demo test lint fix bench chaos docs sim mutants test-versions
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what is missing (Debian, Ubuntu), or say what to install
+	@bash scripts/setup.sh
+
+demo: setup ## three datacenters on this machine, until Ctrl-C
+	cargo build --release --locked --bin trilithon
+	@"$${CARGO_TARGET_DIR:-target}/release/trilithon" demo $(ARGS)
+
+test: setup ## every test
+	cargo test --workspace --locked -- --skip failover
+	cargo test --locked --test it failover -- --test-threads=1
+
+lint: setup ## format, clippy, documentation, licences and duplicates (with cargo-deny where it is installed)
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	bash -n scripts/*.sh .ci/run
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check licenses bans sources; \
+	  else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked): licences and duplicates were not checked"; fi
+
+fix: setup ## what lint finds and a machine can mend
+	cargo clippy --workspace --all-targets --locked --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+bench: setup ## failover times, idle memory and CPU, time to start (RUNS=20)
+	TRILITHON_BENCH_RUNS=$(RUNS) cargo bench --locked --bench failover
+
+chaos: setup ## the black-box fault harness (ARGS=…)
+	cargo run --release --locked --package chaos -- $(ARGS)
+
+docs: setup ## the documentation of the code, in target/doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+sim: setup ## the simulator for longer (HOURS=20000)
+	TRILITHON_SIM_HOURS=$(HOURS) cargo test --locked --test it sim:: -- --nocapture
+
+mutants: setup ## seeded bugs, and how soon the suite catches each
+	TRILITHON_MUTANTS=table cargo test --locked --test it mutants -- --nocapture
+
+test-versions: setup ## tests against other versions of PostgreSQL (VERSIONS="16 18")
+	bash scripts/test-versions.sh $(VERSIONS)
