@@ -1,1 +1,126 @@
-//! Reserved: see DESIGN §3.
+//! The routing, pooling proxy: three listeners in front of whatever Postgres is primary or standby now.
+//!
+//! It sees the cluster only as `watch<Topology>` and belongs to the safety argument: a transaction begins on the primary only through
+//! [`pause::Gate`], over a connection opened in the epoch the topology names (INV-11), on the primary's own node only under a valid
+//! lease (INV-9). A client always learns the truth: 08006 and 40001 mean "not applied", 08007 means "unknown".
+//!
+//! Built as N worker threads, each with a current-thread runtime and its own sockets (SO_REUSEPORT), and one task per client that owns
+//! its server connection for the time of a transaction. `protocol`, `classify`, `route` and `pool::inner` are pure.
+//!
+//! Deliberately absent: knowledge of Raft, of roles as Postgres sees them, of passwords (the verifier comes from Postgres, the key
+//! from the client's own proof).
+//!
+//! Entry point: [`start`].
+
+mod config;
+mod listener;
+pub mod pause;
+mod stats;
+
+pub use config::{Config, Consistency, PoolMode, PoolOverride};
+pub use listener::{Addresses, start};
+pub use pause::LeaseCheck;
+pub use stats::{PoolStats, Stats};
+
+use crate::cluster::Topology;
+use crate::telemetry::Clock;
+use crate::types::{NodeId, Revision};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// What the node hands to its proxy.
+#[derive(Clone)]
+pub struct Inputs {
+    /// This node.
+    pub node: NodeId,
+    /// Its datacenter: reads stay near.
+    pub datacenter: String,
+    /// The proxy's whole view of the cluster.
+    pub topology: watch::Receiver<Arc<Topology>>,
+    /// Whether this node's own lease is valid now. Asked at each transaction that begins on this node as the primary; must not block.
+    pub lease_valid: LeaseCheck,
+    /// How to read password verifiers.
+    pub control: Control,
+    pub clock: Clock,
+    /// Ends the proxy.
+    pub shutdown: CancellationToken,
+}
+
+/// A superuser's way in, for `pg_authid` only. The local Postgres is asked first, then the members of the topology.
+#[derive(Clone)]
+pub struct Control {
+    /// A directory with the socket, or a host; `None` on a witness.
+    pub local_host: Option<String>,
+    pub local_port: u16,
+    pub user: String,
+    /// Needed wherever pg_hba.conf asks for one.
+    pub password: Option<String>,
+}
+
+/// Why the proxy did not start, or stopped by itself.
+#[derive(Debug, Error)]
+pub enum ProxyError {
+    #[error("the proxy cannot listen on {address}: {source}; free the port or choose another one under [proxy]")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("the proxy has no address to listen on; set at least one of auto, primary, standby under [proxy]")]
+    NoAddress,
+    #[error("the proxy cannot start its thread {name}: {source}; raise the limit of processes for this user")]
+    Thread { name: String, source: std::io::Error },
+    #[error("the proxy's thread {name} ended by itself; restart the node and report the log above this line")]
+    Ended { name: String },
+}
+
+/// The running proxy.
+pub struct Handle {
+    gate: Arc<pause::Gate>,
+    addresses: Addresses,
+    ended: tokio::sync::mpsc::Receiver<String>,
+    shutdown: CancellationToken,
+}
+
+impl Handle {
+    /// Where it listens, with the ports the system chose.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// The revision of the topology that new transactions obey, and the number of transactions that may be open on the primary through
+    /// this proxy. `(revision of the drain, 0)` means: drained here.
+    #[must_use]
+    pub fn drain_state(&self) -> (Revision, u64) {
+        self.gate.drain_state()
+    }
+
+    /// Counts of clients, servers and pools.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats { in_flight: self.gate.drain_state().1, ..Stats::default() }
+    }
+
+    /// Holds every new transaction (bounded by `hold_timeout`).
+    pub fn pause(&self) {
+        self.gate.pause(true);
+    }
+
+    /// Ends `pause`.
+    pub fn resume(&self) {
+        self.gate.pause(false);
+    }
+
+    /// Resolves when the proxy has ended: `Ok` after a shutdown, else the cause.
+    ///
+    /// # Errors
+    /// A thread ended although no shutdown was asked for.
+    pub async fn stopped(&mut self) -> Result<(), ProxyError> {
+        while let Some(name) = self.ended.recv().await {
+            if !self.shutdown.is_cancelled() {
+                return Err(ProxyError::Ended { name });
+            }
+        }
+        Ok(())
+    }
+}
