@@ -1,0 +1,197 @@
+//! The primary's lease: renewed on its own thread, watched on its own thread (INV-9).
+//!
+//! Nothing here touches Postgres, DNS, PGDATA or a lock that another task holds across work: a lease must be hard to lose by
+//! accident. The one exception ends a primary: within the fencing margin of the deadline the [`Fence`] is struck at once, from
+//! this thread, even when the agent's loop hangs in some other step.
+
+use crate::cluster::{ClusterState, Command, Proposal, Settings};
+use crate::consensus::Handle;
+use crate::ha::{HolderLease, LeaseBelief};
+use crate::telemetry::Clock;
+use crate::types::{Epoch, Millis, NodeId};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Ends the local primary at once: an immediate shutdown signal, no waiting. Does nothing where no primary runs.
+pub type Fence = Arc<dyn Fn() + Send + Sync>;
+
+/// This node's belief about its lease, shared between the lease's thread, the agent and the proxy.
+#[derive(Debug)]
+pub struct LeaseCell {
+    clock: Clock,
+    inner: Mutex<Inner>,
+    /// Milliseconds on [`Clock`] until which the proxy of this node may send writes; 0: not at all.
+    serve_until_ms: AtomicU64,
+    /// Woken when the belief may have changed.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    holder: HolderLease,
+    /// The lease of this epoch is being given back.
+    released: Option<Epoch>,
+}
+
+impl LeaseCell {
+    /// No lease.
+    #[must_use]
+    pub fn new(clock: Clock) -> LeaseCell {
+        LeaseCell { clock, inner: Mutex::default(), serve_until_ms: AtomicU64::new(0), changed: Notify::new() }
+    }
+
+    /// A renewal or acquisition sent at `sent` was committed.
+    pub fn renewed(&self, epoch: Epoch, sent: Millis, settings: &Settings) {
+        let mut inner = self.lock();
+        if inner.released == Some(epoch) {
+            return;
+        }
+        inner.holder.renewed(epoch, sent, settings);
+        let until = inner.holder.deadline().map_or(0, |(_, deadline)| {
+            deadline.0.saturating_sub(u64::try_from(settings.fencing_margin().as_millis()).unwrap_or(u64::MAX))
+        });
+        self.serve_until_ms.store(until, Ordering::Release);
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Stop renewing and give the lease of `epoch` back; belief ends now.
+    pub fn release(&self, epoch: Epoch) {
+        let mut inner = self.lock();
+        inner.released = Some(epoch);
+        inner.holder.drop_belief();
+        self.serve_until_ms.store(0, Ordering::Release);
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Somebody else's turn: the state machine refused a renewal.
+    fn lost(&self) {
+        self.lock().holder.drop_belief();
+        self.serve_until_ms.store(0, Ordering::Release);
+    }
+
+    /// The belief now.
+    #[must_use]
+    pub fn belief(&self, settings: &Settings) -> LeaseBelief {
+        self.lock().holder.belief(self.clock.now(), settings)
+    }
+
+    /// Is the lease of `epoch` being given back?
+    #[must_use]
+    pub fn is_released(&self, epoch: Epoch) -> bool {
+        self.lock().released == Some(epoch)
+    }
+
+    /// May the proxy of this node send writes to the local primary now? One atomic load and one clock reading.
+    #[must_use]
+    pub fn may_serve(&self) -> bool {
+        self.clock.now().0 < self.serve_until_ms.load(Ordering::Acquire)
+    }
+
+    /// Completes when the belief may have changed.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the lease's thread works with.
+pub struct LeaseKeeper {
+    pub me: NodeId,
+    pub clock: Clock,
+    pub cell: Arc<LeaseCell>,
+    pub consensus: Handle,
+    pub fence: Fence,
+    pub stop: CancellationToken,
+}
+
+impl LeaseKeeper {
+    /// Start the thread. It ends with `stop`.
+    ///
+    /// # Errors
+    /// When the operating system refuses a thread or its runtime.
+    pub fn start(self) -> std::io::Result<std::thread::JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        std::thread::Builder::new().name("lease".to_owned()).spawn(move || runtime.block_on(self.run()))
+    }
+
+    async fn run(self) {
+        let mut states = self.consensus.state();
+        while !self.stop.is_cancelled() {
+            let state = states.borrow_and_update().clone();
+            let settings = state.settings.clone();
+            self.fence_if_ending(&settings);
+            let held = self.held_epoch(&state);
+            let attempt = async {
+                match held {
+                    Some(epoch) => self.renew_or_release(epoch, &settings).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // One event ends the turn: an answered attempt and the pause after it, a change, or the fencing moment.
+            tokio::select! {
+                () = attempt => {}
+                _ = states.changed(), if held.is_none() => {}
+                () = self.cell.changed(), if held.is_none() => {}
+                () = tokio::time::sleep(self.until_fencing(&settings)) => {}
+                () = self.stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// The epoch of the lease that the state says is ours.
+    fn held_epoch(&self, state: &ClusterState) -> Option<Epoch> {
+        (state.lease.holder == Some(self.me) && state.lease.epoch == state.epoch).then_some(state.epoch)
+    }
+
+    async fn renew_or_release(&self, epoch: Epoch, settings: &Settings) {
+        let released = self.cell.is_released(epoch);
+        let command = if released {
+            Command::ReleaseLease { node: self.me, epoch }
+        } else {
+            Command::RenewLease { node: self.me, epoch }
+        };
+        // INV-9: the lease counts from before the renewal was sent.
+        let sent = self.clock.now();
+        let proposal = Proposal { expect: None, request: None, command };
+        match tokio::time::timeout(settings.lease_ttl() / 2, self.consensus.propose(proposal)).await {
+            Ok(Ok(Ok(_))) if !released => self.cell.renewed(epoch, sent, settings),
+            Ok(Ok(Err(_refused))) => self.cell.lost(),
+            // No leader, a lost answer or silence: the deadline stands, the next turn tries again.
+            Ok(Ok(Ok(_)) | Err(_)) | Err(_) => {}
+        }
+        let spent = self.clock.now().since(sent);
+        let pause = (settings.lease_ttl() / 4).saturating_sub(spent).max(Duration::from_millis(20));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.cell.changed() => {}
+        }
+    }
+
+    fn fence_if_ending(&self, settings: &Settings) {
+        match self.cell.belief(settings) {
+            LeaseBelief::Ending { epoch } => {
+                tracing::warn!(%epoch, "lease ends unrenewed, fencing the local primary");
+                (self.fence)();
+                self.cell.release(epoch);
+            }
+            LeaseBelief::Valid { .. } | LeaseBelief::None => {}
+        }
+    }
+
+    /// Time until the fencing moment; a minute where there is nothing to fence.
+    fn until_fencing(&self, settings: &Settings) -> Duration {
+        let deadline = self.cell.lock().holder.deadline();
+        deadline.map_or(Duration::from_secs(60), |(_, deadline)| {
+            let fencing = Millis(deadline.0.saturating_sub(u64::try_from(settings.fencing_margin().as_millis()).unwrap_or(u64::MAX)));
+            fencing.since(self.clock.now())
+        })
+    }
+}
