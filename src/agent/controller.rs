@@ -45,6 +45,7 @@ impl Controller {
     pub async fn run(self) {
         let mut states = self.consensus.state();
         let mut leader = self.consensus.is_leader();
+        let mut observed = self.view.subscribe();
         let mut calm_since = self.clock.now();
         let mut transferred: Option<Millis> = None;
         while !self.stop.is_cancelled() {
@@ -74,7 +75,7 @@ impl Controller {
             tokio::select! {
                 () = tokio::time::sleep(TICK) => {}
                 _ = states.changed() => {}
-                () = self.view.changed() => {}
+                _ = observed.changed() => {}
                 _ = leader.changed() => {}
                 () = self.stop.cancelled() => {}
             }

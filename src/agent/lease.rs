@@ -12,7 +12,7 @@ use crate::types::{Epoch, Millis, NodeId};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Ends the local primary at once: an immediate shutdown signal, no waiting. Does nothing where no primary runs.
@@ -25,8 +25,8 @@ pub struct LeaseCell {
     inner: Mutex<Inner>,
     /// Milliseconds on [`Clock`] until which the proxy of this node may send writes; 0: not at all.
     serve_until_ms: AtomicU64,
-    /// Woken when the belief may have changed.
-    changed: Notify,
+    /// Bumped when the belief changed other than by time.
+    version: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +40,7 @@ impl LeaseCell {
     /// No lease.
     #[must_use]
     pub fn new(clock: Clock) -> LeaseCell {
-        LeaseCell { clock, inner: Mutex::default(), serve_until_ms: AtomicU64::new(0), changed: Notify::new() }
+        LeaseCell { clock, inner: Mutex::default(), serve_until_ms: AtomicU64::new(0), version: watch::Sender::new(0) }
     }
 
     /// A renewal or acquisition sent at `sent` was committed.
@@ -55,7 +55,7 @@ impl LeaseCell {
         });
         self.serve_until_ms.store(until, Ordering::Release);
         drop(inner);
-        self.changed.notify_waiters();
+        self.version.send_modify(|v| *v += 1);
     }
 
     /// Stop renewing and give the lease of `epoch` back; belief ends now.
@@ -65,7 +65,7 @@ impl LeaseCell {
         inner.holder.drop_belief();
         self.serve_until_ms.store(0, Ordering::Release);
         drop(inner);
-        self.changed.notify_waiters();
+        self.version.send_modify(|v| *v += 1);
     }
 
     /// Somebody else's turn: the state machine refused a renewal.
@@ -92,9 +92,10 @@ impl LeaseCell {
         self.clock.now().0 < self.serve_until_ms.load(Ordering::Acquire)
     }
 
-    /// Completes when the belief may have changed.
-    pub async fn changed(&self) {
-        self.changed.notified().await;
+    /// Changes when the belief changed other than by time.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -124,6 +125,7 @@ impl LeaseKeeper {
 
     async fn run(self) {
         let mut states = self.consensus.state();
+        let mut cell = self.cell.subscribe();
         while !self.stop.is_cancelled() {
             let state = states.borrow_and_update().clone();
             let settings = state.settings.clone();
@@ -139,7 +141,7 @@ impl LeaseKeeper {
             tokio::select! {
                 () = attempt => {}
                 _ = states.changed(), if held.is_none() => {}
-                () = self.cell.changed(), if held.is_none() => {}
+                _ = cell.changed(), if held.is_none() => {}
                 () = tokio::time::sleep(self.until_fencing(&settings)) => {}
                 () = self.stop.cancelled() => {}
             }
@@ -169,9 +171,14 @@ impl LeaseKeeper {
         }
         let spent = self.clock.now().since(sent);
         let pause = (settings.lease_ttl() / 4).saturating_sub(spent).max(Duration::from_millis(20));
+        let mut cell = self.cell.subscribe();
+        let urgent = async {
+            // A release asked for during the pause must not wait for its end.
+            while !(self.cell.is_released(epoch) && !released) && cell.changed().await.is_ok() {}
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = self.cell.changed() => {}
+            () = urgent => {}
         }
     }
 

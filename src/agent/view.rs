@@ -4,21 +4,22 @@ use super::marks::Marks;
 use crate::ha::{NodeObservation, Observations, Seen, View};
 use crate::types::{Millis, NodeId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 /// The newest observation per member.
 #[derive(Debug)]
 pub struct ViewSource {
     marks: Arc<Marks>,
     observations: Mutex<Observations>,
-    changed: Notify,
+    /// Bumped when an observation differs from the one before.
+    version: watch::Sender<u64>,
 }
 
 impl ViewSource {
     /// Nothing seen yet.
     #[must_use]
     pub fn new(marks: Arc<Marks>) -> ViewSource {
-        ViewSource { marks, observations: Mutex::default(), changed: Notify::new() }
+        ViewSource { marks, observations: Mutex::default(), version: watch::Sender::new(0) }
     }
 
     /// `observation` arrived at `at`.
@@ -31,13 +32,13 @@ impl ViewSource {
             news
         };
         if news {
-            self.changed.notify_waiters();
+            self.version.send_modify(|v| *v += 1);
         }
     }
 
     /// The peer's connection broke or came back: look again, it may prove something.
     pub fn poke(&self) {
-        self.changed.notify_waiters();
+        self.version.send_modify(|v| *v += 1);
     }
 
     /// Forget a member that has left.
@@ -58,9 +59,10 @@ impl ViewSource {
         }
     }
 
-    /// Completes when an observation differs from the one before.
-    pub async fn changed(&self) {
-        self.changed.notified().await;
+    /// Changes when an observation differs from the one before.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
     }
 
     fn lock(&self) -> MutexGuard<'_, Observations> {

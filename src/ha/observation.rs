@@ -1,7 +1,7 @@
 //! Volatile facts: what each node last said about itself. Streamed between nodes, never replicated.
 
 use crate::cluster::SyncRule;
-use crate::types::{Epoch, Lsn, Millis, NodeId, RequestId, SystemId, Timeline, WalPosition};
+use crate::types::{Epoch, Lsn, Millis, NodeId, RequestId, Revision, SystemId, Timeline, WalPosition};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -93,6 +93,10 @@ pub struct NodeObservation {
     pub prepared: Option<RequestId>,
     /// Its shutdown for a drain has begun: the old primary can no longer simply resume.
     pub drain_committed: bool,
+    /// It stops soon, on purpose: rules should do without it.
+    pub leaving: bool,
+    /// Revision that its proxy acts on.
+    pub revision: Revision,
     /// Transactions that its proxy still has open on the primary.
     pub proxy_in_flight: u64,
     /// It was configured to give an existing data directory to the new cluster.

@@ -182,7 +182,17 @@ fn is_wild(before: &str) -> bool {
 /// Marks of unfinished work, and paths of somebody's machine.
 fn word_breaches(path: &str, text: &str) -> Vec<String> {
     // Put together here, so that this file does not contain them.
-    let banned = [["TO", "DO"], ["FIX", "ME"], ["HA", "CK:"], ["/ro", "ot/"], ["/ho", "me/"], ["/wo", "rk/"], ["#[ign", "ore"], ["todo", "!("], ["unimpl", "emented!("]];
+    let banned = [
+        ["TO", "DO"],
+        ["FIX", "ME"],
+        ["HA", "CK:"],
+        ["/ro", "ot/"],
+        ["/ho", "me/"],
+        ["/wo", "rk/"],
+        ["#[ign", "ore"],
+        ["todo", "!("],
+        ["unimpl", "emented!("],
+    ];
     let mut breaches = Vec::new();
     for (n, line) in text.lines().enumerate() {
         for word in &banned {
@@ -249,7 +259,7 @@ fn slug(heading: &str) -> String {
 
 /// Each invariant of the table is cited in code and in a test, and nothing cites one that the table lacks.
 fn invariant_breaches(table: &str, files: &BTreeMap<String, String>) -> Vec<String> {
-    let defined: BTreeSet<String> = 
+    let defined: BTreeSet<String> =
         table.lines().filter(|l| l.starts_with("| INV-")).filter_map(|l| invariants(l).into_iter().next()).collect();
     let mut in_code = BTreeSet::new();
     let mut in_tests = BTreeSet::new();
