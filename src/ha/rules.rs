@@ -44,7 +44,10 @@ pub(super) fn standbys_of(s: &ClusterState, v: &View, primary: NodeId) -> BTreeS
         .standbys
         .iter()
         .filter(|(n, standby)| {
-            **n != primary && fresh.contains_key(n) && standby.streaming && standby.flushed.behind(end) <= CAUGHT_UP_BYTES
+            **n != primary
+                && fresh.get(n).is_some_and(|o| !o.leaving)
+                && standby.streaming
+                && standby.flushed.behind(end) <= CAUGHT_UP_BYTES
         })
         .map(|(n, _)| *n)
         .collect()

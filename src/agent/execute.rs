@@ -1,0 +1,159 @@
+//! Carries out one action against Postgres or consensus. Idempotent: repeated after any interruption it ends in the same place.
+
+use super::{LeaseCell, ViewSource};
+use crate::cluster::{ClusterState, Command, MemberKind, Phase, Proposal, Rejection, SyncRule};
+use crate::consensus::{Handle, ProposeError};
+use crate::ha::Action;
+use crate::postgres::{self, Instance};
+use crate::telemetry::Clock;
+use crate::types::{Epoch, NodeId, Revision};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use thiserror::Error;
+
+/// Taking the lease is one round of consensus.
+const LEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a drain looks whether the proxies are empty.
+const DRAIN_POLL: Duration = Duration::from_millis(5);
+
+/// What a step needs.
+pub struct Deps {
+    pub me: NodeId,
+    pub clock: Clock,
+    pub consensus: Handle,
+    pub postgres: Arc<Instance>,
+    pub lease: Arc<LeaseCell>,
+    pub view: Arc<ViewSource>,
+    /// Set when a drain passes its point of no return.
+    pub committed: Arc<AtomicBool>,
+}
+
+/// The step is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done;
+
+/// Why a step was not done.
+#[derive(Debug, Error)]
+pub enum ExecuteError {
+    #[error(transparent)]
+    Postgres(#[from] postgres::PostgresError),
+    #[error("the lease was not taken: {0}")]
+    LeaseRefused(Rejection),
+    #[error("the lease was not taken: {0}")]
+    NoConsensus(#[from] ProposeError),
+    #[error("the lease was not taken within {} ms", LEASE_TIMEOUT.as_millis())]
+    LeaseTimeout,
+    #[error("{0} is not a member with an address")]
+    UnknownMember(NodeId),
+    #[error("only a fresh copy helps: {0}")]
+    CloneNeeded(String),
+}
+
+impl ExecuteError {
+    /// Trying again cannot help.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            ExecuteError::Postgres(error) => error.is_final(),
+            ExecuteError::LeaseRefused(_)
+            | ExecuteError::NoConsensus(_)
+            | ExecuteError::LeaseTimeout
+            | ExecuteError::UnknownMember(_)
+            | ExecuteError::CloneNeeded(_) => false,
+        }
+    }
+}
+
+/// Carry out `action`, decided on `state`.
+///
+/// # Errors
+/// The step was not, or not wholly, done; it may be tried again.
+pub async fn execute(deps: Deps, state: Arc<ClusterState>, action: Action) -> Result<Done, ExecuteError> {
+    let pg = &deps.postgres;
+    match action {
+        // The loop does these itself, in order.
+        Action::Promise { .. } | Action::ReleaseLease { .. } => {}
+        Action::Detach => pg.detach().await?,
+        Action::Demote => pg.demote().await?,
+        Action::AcquireLease { epoch } => acquire(&deps, &state, epoch).await?,
+        Action::InitDb => pg.initdb().await?,
+        Action::StartDetached => pg.start_detached().await?,
+        Action::Stop => pg.stop().await?,
+        Action::Follow { primary, epoch: _ } => {
+            pg.set_members(others(&state, deps.me)).await?;
+            pg.follow(upstream(&state, primary)?).await?;
+        }
+        Action::Clone { primary } => pg.clone_from(upstream(&state, primary)?).await?,
+        Action::Rewind { primary } => rewind(&deps, &state, primary).await?,
+        Action::Promote { epoch: _, timeline, rule } => {
+            pg.set_members(others(&state, deps.me)).await?;
+            let claims = state.timelines.0.iter().map(|c| (c.timeline, c.settled)).collect();
+            pg.promote(timeline, &rule, claims).await?;
+        }
+        Action::ApplyRule { epoch: _, rule } => apply_rule(&deps, &state, &rule).await?,
+        Action::Prepare { request: _ } => pg.checkpoint().await?,
+        Action::Drain => drain(&deps, &state).await?,
+    }
+    Ok(Done)
+}
+
+/// INV-9: counts from before the command was sent. A lease that the state gives us already, from before a restart, is renewed.
+async fn acquire(deps: &Deps, state: &ClusterState, epoch: Epoch) -> Result<(), ExecuteError> {
+    let node = deps.me;
+    let held = state.lease.holder == Some(node) && state.lease.epoch == epoch;
+    let command = if held { Command::RenewLease { node, epoch } } else { Command::AcquireLease { node, epoch } };
+    let sent = deps.clock.now();
+    let proposal = Proposal { expect: None, request: None, command };
+    let answer = tokio::time::timeout(LEASE_TIMEOUT, deps.consensus.propose(proposal)).await.map_err(|_| ExecuteError::LeaseTimeout)?;
+    answer?.map_err(ExecuteError::LeaseRefused)?;
+    deps.lease.renewed(epoch, sent, &state.settings);
+    Ok(())
+}
+
+async fn rewind(deps: &Deps, state: &ClusterState, primary: NodeId) -> Result<(), ExecuteError> {
+    match deps.postgres.rewind(upstream(state, primary)?).await {
+        Err(error) if error.needs_clone() => Err(ExecuteError::CloneNeeded(error.to_string())),
+        other => Ok(other?),
+    }
+}
+
+/// INV-6: returns only once a marker write was acknowledged under `rule`.
+async fn apply_rule(deps: &Deps, state: &ClusterState, rule: &SyncRule) -> Result<(), ExecuteError> {
+    deps.postgres.set_members(others(state, deps.me)).await?;
+    Ok(deps.postgres.apply_rule(rule).await?)
+}
+
+/// New transactions are held by every proxy that has seen the drain; those in flight end or are cancelled; then fast shutdown.
+async fn drain(deps: &Deps, state: &ClusterState) -> Result<(), ExecuteError> {
+    let begun = deps.clock.now();
+    // The proxies cancel at the deadline; half a second later the shutdown ends whatever is left.
+    let patience = state.settings.drain_timeout() + Duration::from_millis(500);
+    while deps.clock.now().since(begun) < patience && !proxies_empty(deps, state.revision) {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+    let still = matches!(deps.consensus.state().borrow().phase, Phase::Draining { from, .. } if from == deps.me);
+    if !still {
+        return Ok(());
+    }
+    deps.committed.store(true, Ordering::Release);
+    Ok(deps.postgres.drain().await?)
+}
+
+/// Every member that we hear has seen the drain and has nothing open on the primary.
+fn proxies_empty(deps: &Deps, drain: Revision) -> bool {
+    let view = deps.view.view(deps.clock.now());
+    let fresh = view.observations.values().filter(|seen| view.now.since(seen.at) < Duration::from_secs(1));
+    fresh.map(|seen| &seen.observation).all(|o| o.revision >= drain && o.proxy_in_flight == 0)
+}
+
+fn upstream(state: &ClusterState, node: NodeId) -> Result<postgres::Upstream, ExecuteError> {
+    let member = state.members.get(&node).filter(|m| !m.addresses.postgres.is_empty()).ok_or(ExecuteError::UnknownMember(node))?;
+    Ok(postgres::Upstream { node, address: member.addresses.postgres.clone() })
+}
+
+/// The other data members: each gets a replication slot here.
+fn others(state: &ClusterState, me: NodeId) -> BTreeSet<NodeId> {
+    state.members.iter().filter(|(n, m)| **n != me && m.kind == MemberKind::Data).map(|(n, _)| *n).collect()
+}

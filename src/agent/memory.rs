@@ -1,0 +1,93 @@
+//! What the agent remembers between turns: outcomes of its own steps that Postgres cannot tell. Volatile by design; whatever is
+//! missing after a restart is found out again or done again.
+
+use crate::cluster::SyncRule;
+use crate::ha::Action;
+use crate::types::{Epoch, Millis, NodeId, RequestId};
+use std::time::Duration;
+
+/// Outcomes of earlier steps.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Upstream that Postgres was last told, with the epoch.
+    pub following: Option<(NodeId, Epoch)>,
+    pub settled: Option<(Epoch, SyncRule)>,
+    pub prepared: Option<RequestId>,
+    pub needs_clone: Option<String>,
+    pub gave_up: Option<Epoch>,
+    /// Since when Postgres has not answered.
+    pub silent_since: Option<Millis>,
+    pub backoff: Backoff,
+}
+
+impl Memory {
+    /// Postgres is no primary (any more): what was proved about it is void.
+    pub fn forget_primary(&mut self) {
+        self.settled = None;
+        self.prepared = None;
+    }
+}
+
+/// Spaces repeated failures of the same step, so that a broken disk or a lost primary is not hammered.
+#[derive(Debug, Default)]
+pub struct Backoff {
+    failing: Option<(std::mem::Discriminant<Action>, u32, Millis)>,
+}
+
+impl Backoff {
+    /// Steps that lose a right or make a promise are never held back.
+    const URGENT_PAUSE: Duration = Duration::from_millis(50);
+    const FIRST_PAUSE: Duration = Duration::from_millis(200);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+    /// May `action` be tried at `now`?
+    #[must_use]
+    pub fn allows(&self, action: &Action, now: Millis) -> bool {
+        self.failing.is_none_or(|(kind, _, not_before)| kind != std::mem::discriminant(action) || now >= not_before)
+    }
+
+    /// `action` failed at `now`; returns how often in a row.
+    pub fn failed(&mut self, action: &Action, now: Millis) -> u32 {
+        let kind = std::mem::discriminant(action);
+        let count = self.failing.filter(|(known, _, _)| *known == kind).map_or(1, |(_, count, _)| count + 1);
+        let pause = match action {
+            Action::Promise { .. } | Action::Demote | Action::Detach | Action::ReleaseLease { .. } | Action::AcquireLease { .. } => Self::URGENT_PAUSE,
+            Action::InitDb
+            | Action::StartDetached
+            | Action::Follow { .. }
+            | Action::Stop
+            | Action::Rewind { .. }
+            | Action::Clone { .. }
+            | Action::Promote { .. }
+            | Action::ApplyRule { .. }
+            | Action::Prepare { .. }
+            | Action::Drain => (Self::FIRST_PAUSE * (1 << count.min(6))).min(Self::LONGEST_PAUSE),
+        };
+        self.failing = Some((kind, count, now.after(pause)));
+        count
+    }
+
+    /// Something succeeded.
+    pub fn clear(&mut self) {
+        self.failing = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_failures_wait_longer_and_another_step_does_not() {
+        let mut backoff = Backoff::default();
+        let clone = Action::Clone { primary: NodeId(1) };
+        assert_eq!(backoff.failed(&clone, Millis(1000)), 1);
+        assert!(!backoff.allows(&clone, Millis(1100)));
+        assert!(backoff.allows(&Action::Demote, Millis(1100)));
+        assert_eq!(backoff.failed(&clone, Millis(2000)), 2);
+        assert!(!backoff.allows(&clone, Millis(2600)));
+        assert!(backoff.allows(&clone, Millis(2801)));
+        backoff.clear();
+        assert!(backoff.allows(&clone, Millis(2801)));
+    }
+}

@@ -1,0 +1,310 @@
+//! The loop: one turn observes, converges, tells the peers, and sees to it that the right step is in flight.
+
+use super::execute::{self, Deps, Done};
+use super::memory::Memory;
+use super::observe::{self, Own};
+use super::{LeaseCell, Promise, PromiseError, ViewSource};
+use crate::cluster::{ClusterState, Phase};
+use crate::consensus::Handle;
+use crate::ha::{Action, LocalState, NodeObservation, StepReason, Upstream, converge};
+use crate::postgres::Instance;
+use crate::telemetry::Clock;
+use crate::types::NodeId;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Fallback when nothing wakes the loop; also how often positions are told.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Ends the node: going on could break a promise.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Promise(#[from] PromiseError),
+}
+
+/// What others may ask of the agent.
+#[derive(Debug)]
+pub enum Requests {
+    /// An administrator wants this standby copied anew.
+    Reinitialise,
+}
+
+/// One node's agent. All fields are handed over by `node`.
+pub struct Agent {
+    pub me: NodeId,
+    pub clock: Clock,
+    pub consensus: Handle,
+    pub postgres: Arc<Instance>,
+    pub promise: Promise,
+    pub lease: Arc<LeaseCell>,
+    pub view: Arc<ViewSource>,
+    /// Told to the peers.
+    pub observation: watch::Sender<NodeObservation>,
+    /// Transactions open on the primary through this node's proxy.
+    pub in_flight: watch::Receiver<u64>,
+    /// Peers that refuse connections, as this node sees it.
+    pub refused: watch::Receiver<BTreeSet<NodeId>>,
+    /// This node stops soon.
+    pub leaving: watch::Receiver<bool>,
+    pub requests: mpsc::Receiver<Requests>,
+    pub adopt_existing: bool,
+    pub stop: CancellationToken,
+}
+
+/// The step that is being carried out.
+struct Flight {
+    action: Action,
+    /// A drain past its point of no return.
+    committed: Arc<AtomicBool>,
+}
+
+struct Loop {
+    agent: Agent,
+    memory: Memory,
+    flight: Option<Flight>,
+    tasks: JoinSet<Result<Done, execute::ExecuteError>>,
+    last_reason: Option<StepReason>,
+}
+
+impl Agent {
+    /// Until `stop`; Postgres is left running, whoever stops the node decides about it.
+    ///
+    /// # Errors
+    /// Where the promise cannot be kept.
+    pub async fn run(mut self) -> Result<(), AgentError> {
+        let memory = Memory { following: self.postgres.configured_upstream(), ..Memory::default() };
+        let requests = std::mem::replace(&mut self.requests, mpsc::channel(1).1);
+        Loop { agent: self, memory, flight: None, tasks: JoinSet::new(), last_reason: None }.run(requests).await
+    }
+}
+
+impl Loop {
+    async fn run(mut self, mut requests: mpsc::Receiver<Requests>) -> Result<(), AgentError> {
+        let mut wake = Wake::new(&self.agent);
+        while !self.agent.stop.is_cancelled() {
+            let state = wake.states.borrow_and_update().clone();
+            let now = self.agent.clock.now();
+            let upstream = observe::upstream(&state, &self.agent.view.view(now));
+            let local = self.observe(&state, upstream.clone()).await;
+            let step = converge(&state, &local);
+            self.tell(&state, &local, &step.reason);
+            self.explain(&state, &step.reason);
+            self.abort_if_overtaken(&state, step.action.as_ref());
+            if self.flight.is_none()
+                && let Some(action) = step.action
+                && self.memory.backoff.allows(&action, self.agent.clock.now())
+            {
+                self.launch(&state, action)?;
+                continue;
+            }
+            tokio::select! {
+                Some(done) = self.tasks.join_next(), if self.flight.is_some() => self.landed(&state, done),
+                Some(request) = requests.recv() => self.asked(request),
+                () = wake.next(&self.agent, &upstream) => {}
+                () = self.agent.stop.cancelled() => {}
+            }
+        }
+        self.tasks.shutdown().await;
+        Ok(())
+    }
+
+    async fn observe(&mut self, s: &ClusterState, upstream: Option<Upstream>) -> LocalState {
+        let facts = self.agent.postgres.facts(|timeline| observe::writer(s, timeline)).await;
+        let own = Own {
+            me: self.agent.me,
+            now: self.agent.clock.now(),
+            promised: self.agent.promise.epoch(),
+            lease: self.agent.lease.belief(&s.settings),
+            released: self.agent.lease.is_released(s.epoch),
+            poisoned: self.agent.postgres.is_poisoned(),
+            adopt_existing: self.agent.adopt_existing,
+        };
+        observe::local_state(s, facts, own, &mut self.memory, upstream)
+    }
+
+    fn tell(&self, s: &ClusterState, local: &LocalState, reason: &StepReason) {
+        let rest = NodeObservation {
+            drain_committed: self.flight.as_ref().is_some_and(|f| f.committed.load(Ordering::Acquire)),
+            leaving: *self.agent.leaving.borrow(),
+            proxy_in_flight: *self.agent.in_flight.borrow(),
+            refused: self.agent.refused.borrow().clone(),
+            ..NodeObservation::default()
+        };
+        let observation = observe::observation(s, local, reason.to_string(), rest);
+        self.agent.view.seen(observation.clone(), self.agent.clock.now());
+        self.agent.observation.send_replace(observation);
+    }
+
+    /// One INFO line per changed reason.
+    fn explain(&mut self, s: &ClusterState, reason: &StepReason) {
+        if self.last_reason.as_ref() != Some(reason) {
+            tracing::info!(epoch = %s.epoch, revision = %s.revision, %reason, "step");
+            self.last_reason = Some(reason.clone());
+        }
+    }
+
+    /// A newer, different step ends the one in flight; a copy goes on while its source is the primary, a drain past its point
+    /// of no return goes on always.
+    fn abort_if_overtaken(&mut self, s: &ClusterState, wanted: Option<&Action>) {
+        let Some(flight) = &self.flight else { return };
+        let overtaken = match &flight.action {
+            Action::Clone { primary } | Action::Rewind { primary } => s.primary() != Some(*primary),
+            Action::Drain => {
+                let still = matches!(s.phase, Phase::Draining { from, .. } if from == self.agent.me);
+                let fenced = wanted == Some(&Action::Demote);
+                fenced || (!still && !flight.committed.load(Ordering::Acquire))
+            }
+            Action::Demote | Action::Stop | Action::InitDb => false,
+            other => wanted.is_some_and(|w| w != other),
+        };
+        if overtaken {
+            tracing::info!(action = ?flight.action, "step overtaken by a newer one");
+            self.tasks.abort_all();
+            self.flight = None;
+            self.tasks = JoinSet::new();
+        }
+    }
+
+    fn launch(&mut self, s: &Arc<ClusterState>, action: Action) -> Result<(), AgentError> {
+        match &action {
+            // INV-1: on disk before anything else is looked at. Milliseconds, and nothing may overtake it.
+            Action::Promise { epoch } => {
+                tokio::task::block_in_place(|| self.agent.promise.raise(*epoch))?;
+                return Ok(());
+            }
+            Action::ReleaseLease { epoch } => {
+                self.agent.lease.release(*epoch);
+                return Ok(());
+            }
+            _effect_on_postgres => {}
+        }
+        let committed = Arc::new(AtomicBool::new(false));
+        let deps = Deps {
+            me: self.agent.me,
+            clock: self.agent.clock,
+            consensus: self.agent.consensus.clone(),
+            postgres: self.agent.postgres.clone(),
+            lease: self.agent.lease.clone(),
+            view: self.agent.view.clone(),
+            committed: committed.clone(),
+        };
+        tracing::debug!(?action, "step begins");
+        self.tasks.spawn(execute::execute(deps, s.clone(), action.clone()));
+        self.flight = Some(Flight { action, committed });
+        Ok(())
+    }
+
+    fn landed(&mut self, s: &ClusterState, done: Result<Result<Done, execute::ExecuteError>, tokio::task::JoinError>) {
+        let Some(flight) = self.flight.take() else { return };
+        match done {
+            Ok(Ok(done)) => {
+                self.memory.backoff.clear();
+                self.remember(flight.action, done);
+            }
+            Ok(Err(error)) => {
+                let count = self.memory.backoff.failed(&flight.action, self.agent.clock.now());
+                if count == 1 {
+                    tracing::warn!(action = ?flight.action, %error, "step failed, trying again");
+                } else {
+                    tracing::debug!(action = ?flight.action, %error, count, "step failed again");
+                }
+                if let Action::Promote { epoch, .. } = flight.action
+                    && (error.is_final() || count >= 5)
+                {
+                    tracing::error!(%epoch, %error, "promotion failed for good, giving the lease back");
+                    self.memory.gave_up = Some(epoch);
+                }
+                if let execute::ExecuteError::CloneNeeded(why) = error {
+                    self.memory.needs_clone = Some(why);
+                }
+                self.memory.following = self.agent.postgres.configured_upstream();
+            }
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => tracing::error!(action = ?flight.action, %error, epoch = %s.epoch, "step panicked"),
+        }
+    }
+
+    fn remember(&mut self, action: Action, done: Done) {
+        match (action, done) {
+            (Action::Follow { primary, epoch }, _) => self.memory.following = Some((primary, epoch)),
+            (Action::Detach | Action::StartDetached | Action::Demote | Action::Promote { .. }, _) => self.memory.following = None,
+            (Action::Clone { .. } | Action::Rewind { .. }, _) => {
+                self.memory.following = None;
+                self.memory.needs_clone = None;
+            }
+            (Action::ApplyRule { epoch, rule }, _) => self.memory.settled = Some((epoch, rule)),
+            (Action::Prepare { request }, _) => self.memory.prepared = Some(request),
+            (
+                Action::Promise { .. }
+                | Action::AcquireLease { .. }
+                | Action::ReleaseLease { .. }
+                | Action::InitDb
+                | Action::Stop
+                | Action::Drain,
+                _,
+            ) => {}
+        }
+    }
+
+    fn asked(&mut self, request: Requests) {
+        match request {
+            Requests::Reinitialise => self.memory.needs_clone = Some("an administrator asked for it".to_owned()),
+        }
+    }
+}
+
+/// Everything that can wake the loop.
+struct Wake {
+    states: watch::Receiver<Arc<ClusterState>>,
+    observed: watch::Receiver<u64>,
+    lease: watch::Receiver<u64>,
+    exits: watch::Receiver<u64>,
+    in_flight: watch::Receiver<u64>,
+    refused: watch::Receiver<BTreeSet<NodeId>>,
+    leaving: watch::Receiver<bool>,
+}
+
+impl Wake {
+    fn new(agent: &Agent) -> Wake {
+        Wake {
+            states: agent.consensus.state(),
+            observed: agent.view.subscribe(),
+            lease: agent.lease.subscribe(),
+            exits: agent.postgres.exits(),
+            in_flight: agent.in_flight.clone(),
+            refused: agent.refused.clone(),
+            leaving: agent.leaving.clone(),
+        }
+    }
+
+    async fn next(&mut self, agent: &Agent, upstream: &Option<Upstream>) {
+        let tick = tokio::time::sleep(TICK);
+        tokio::pin!(tick);
+        loop {
+            tokio::select! {
+                () = &mut tick => return,
+                // Renewals change the state several times a second and mean nothing here.
+                _ = self.states.changed() => return,
+                _ = self.lease.changed() => return,
+                _ = self.exits.changed() => return,
+                _ = self.in_flight.changed() => return,
+                _ = self.refused.changed() => return,
+                _ = self.leaving.changed() => return,
+                // Of the peers' news only the primary's own story concerns this node's next step.
+                _ = self.observed.changed() => {
+                    let news = observe::upstream(&agent.consensus.state().borrow(), &agent.view.view(agent.clock.now()));
+                    if news != *upstream {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
