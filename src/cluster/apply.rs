@@ -56,6 +56,7 @@ fn needs_revision(command: &Command) -> bool {
         | Command::AcquireLease { .. }
         | Command::RenewLease { .. }
         | Command::ReleaseLease { .. }
+        | Command::SetSecrets { .. }
         | Command::Pause { .. }
         | Command::SetTags { .. }
         | Command::AdmitMember { .. }
@@ -102,6 +103,11 @@ fn transition(s: &mut ClusterState, proposal: &Proposal) -> Result<(), Rejection
         Command::ReleaseLease { node, epoch } => {
             ensure_holder(s, *node, *epoch)?;
             s.lease = Lease { holder: None, epoch: *epoch, seq: s.lease.seq + 1 };
+            Ok(())
+        }
+        Command::SetSecrets { secrets } => {
+            ensure(s.secrets.is_none(), || "the passwords were drawn already".into())?;
+            s.secrets = Some(secrets.clone());
             Ok(())
         }
         Command::ClaimBootstrap { node } => {

@@ -1,6 +1,6 @@
 //! Everything that can change the replicated state.
 
-use super::{Member, Settings, SyncRule, Tags};
+use super::{Member, Secrets, Settings, SyncRule, Tags};
 use crate::types::{ClusterId, Epoch, Lsn, NodeId, RequestId, Revision, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,10 @@ pub enum Command {
     },
 
     // ---- bootstrap
+    /// Once, before there is a database.
+    SetSecrets {
+        secrets: Secrets,
+    },
     /// `node` alone may initialise the database. Granted once; taken over only by `AbandonBootstrap`.
     ClaimBootstrap {
         node: NodeId,

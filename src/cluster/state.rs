@@ -4,6 +4,7 @@ use super::{ElectionCause, Settings, SyncRule};
 use crate::types::{ClusterId, Epoch, Lsn, NodeId, NodeName, RequestId, Revision, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// The whole replicated state. Holds no clock reading (INV-3) and no volatile fact.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub struct ClusterState {
     pub lease: Lease,
     pub timelines: TimelineClaims,
     pub settings: Settings,
+    /// Passwords of Postgres's own roles; drawn by the first controller, kept by each member in files of mode 0600.
+    pub secrets: Option<Secrets>,
     /// Automatic elections are off.
     pub paused: bool,
     /// Members that may not run Postgres.
@@ -113,6 +116,19 @@ impl Phase {
             Phase::Electing { .. } => "electing",
             Phase::Promoting { .. } => "promoting",
         }
+    }
+}
+
+/// Passwords that every member needs to follow any other. Never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secrets {
+    pub superuser: String,
+    pub replication: String,
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secrets { .. }")
     }
 }
 
