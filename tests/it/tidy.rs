@@ -21,7 +21,8 @@ const LEVELS: &[(&str, u8)] = &[
     ("proto", 0),
     ("cluster", 1),
     ("wire", 1),
-    ("config", 1),
+    // Above cluster: the file seeds cluster::Settings, and `config set` edits them.
+    ("config", 2),
     ("telemetry", 1),
     ("ha", 2),
     ("consensus", 3),
