@@ -1,1 +1,3 @@
 //! Reserved: see DESIGN §3.
+
+pub mod demo;
