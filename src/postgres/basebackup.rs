@@ -1,0 +1,209 @@
+//! A fresh copy of another member's database. It is taken beside the data directory and takes its name only when it is whole; what
+//! was there before is kept aside, so the last good copy is never wiped (INV-10).
+
+use super::conf::{Upstream, application_name};
+use super::error::{Error, io};
+use super::install::Install;
+use super::instance::{Activity, Instance, set_mode};
+use super::layout::Layout;
+use super::process::lock;
+use super::secrets::sync_dir;
+use super::tool::{self, KillGroup, blocking};
+use super::user::RunAs;
+use crate::types::SystemId;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, BufReader};
+
+/// pg_basebackup says something each second while it copies. Silent for longer: the source hangs.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
+
+impl Instance {
+    /// Replaces the data directory by a base backup of `source`. Postgres must be down. Dropping the future ends the copy and leaves
+    /// the old directory as it was. Afterwards the directory is stopped; it can be started detached or by `follow`.
+    pub async fn clone_from(&self, source: &Upstream, system: Option<SystemId>) -> Result<(), Error> {
+        let _working = self.begin(Activity::Cloning { done: 0, total: 0 })?;
+        if self.supervisor.pid().is_some() {
+            return Err(Error::StillRunning);
+        }
+        let pids = self.leftovers().await;
+        if !pids.is_empty() {
+            return Err(Error::Orphans { pids, path: self.layout.pgdata.clone() });
+        }
+        let slot = self.check_source(source, system).await?;
+        let install = self.source_install(source).await?;
+        let (layout, run_as) = (self.layout.clone(), self.run_as.clone());
+        blocking(move || make_room(&layout, &run_as)).await?;
+        self.copy(source, &slot, &install).await?;
+        let layout = self.layout.clone();
+        blocking(move || swap(&layout)).await?;
+        self.refresh_install().await?;
+        self.retune(|intent| *intent = super::conf::Intent::default()).await
+    }
+
+    /// Is it the right system, and does it keep WAL for this member from now on?
+    async fn check_source(&self, source: &Upstream, system: Option<SystemId>) -> Result<String, Error> {
+        let session = self.connect_upstream(source).await?;
+        let found = session.value("SELECT system_identifier FROM pg_control_system()", Duration::from_secs(5)).await?;
+        let found = found.and_then(|s| s.parse().ok()).map(SystemId).ok_or(Error::Answer("pg_control_system"))?;
+        match system {
+            Some(expected) if expected != found => Err(Error::OtherSystem { path: self.layout.pgdata.clone(), found, expected }),
+            Some(_) | None => self.reserve_upstream_slot(&session).await,
+        }
+    }
+
+    /// Binaries of the source's major version, whatever the old directory was.
+    async fn source_install(&self, source: &Upstream) -> Result<Install, Error> {
+        let session = self.connect_upstream(source).await?;
+        let number = session.value("SHOW server_version_num", Duration::from_secs(5)).await?;
+        let major = number.and_then(|n| n.parse::<u32>().ok()).map(|n| n / 10_000).ok_or(Error::Answer("server_version_num"))?;
+        self.install_of(major).await
+    }
+
+    async fn copy(&self, source: &Upstream, slot: &str, install: &Install) -> Result<(), Error> {
+        let secrets = self.secrets().ok_or(Error::NoSecrets)?;
+        let incoming = self.layout.incoming();
+        let mut command = tool::command(install, "pg_basebackup", &self.run_as, &self.layout.node_dir);
+        command.env("PGPASSWORD", &secrets.replication);
+        let node = lock(&self.model).node;
+        // Not the member's own name: a walsender of a copy in progress must never count as its confirmation.
+        let dsn = format!(
+            "host='{}' port={} user={} application_name=copy_{} connect_timeout=5 keepalives_idle=5 keepalives_interval=2 keepalives_count=5",
+            source.host,
+            source.port,
+            super::conf::REPLICATION_ROLE,
+            application_name(node)
+        );
+        command.args(["-d", &dsn, "-X", "stream", "-S", slot, "--checkpoint=fast", "-P", "-v", "-w", "-D"]).arg(&incoming);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(io("cannot run", "pg_basebackup"))?;
+        let _group = KillGroup::of(&child);
+        let errors = child.stderr.take().ok_or(Error::Answer("pg_basebackup"))?;
+        let words = self.read_progress(errors).await?;
+        let ended = tokio::time::timeout(SILENCE_MAX, child.wait()).await;
+        let status =
+            ended.map_err(|_| Error::Timeout { what: "pg_basebackup", after: SILENCE_MAX })?.map_err(io("cannot run", "pg_basebackup"))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Error::Tool { tool: "pg_basebackup", status: status.to_string(), output: tool::last_words(&words, "") })
+    }
+
+    /// Publishes the progress; returns the rest of what was said, the newest few thousand characters.
+    async fn read_progress(&self, from: impl tokio::io::AsyncRead + Unpin) -> Result<String, Error> {
+        const WORDS_MAX: usize = 8192;
+        let mut reader = BufReader::new(from);
+        let (mut words, mut line, mut buffer) = (String::new(), Vec::new(), [0_u8; 1024]);
+        loop {
+            let read = tokio::time::timeout(SILENCE_MAX, reader.read(&mut buffer)).await;
+            let read = read
+                .map_err(|_| Error::Timeout { what: "pg_basebackup", after: SILENCE_MAX })?
+                .map_err(io("cannot read", "pg_basebackup"))?;
+            if read == 0 {
+                return Ok(words);
+            }
+            for byte in &buffer[..read] {
+                if !matches!(byte, b'\n' | b'\r') {
+                    line.push(*byte);
+                    continue;
+                }
+                let text = String::from_utf8_lossy(&line).into_owned();
+                line.clear();
+                match parse_progress(&text) {
+                    Some((done, total)) => drop(self.activity.send_replace(Activity::Cloning { done, total })),
+                    None if words.len() < WORDS_MAX => words.extend([text.as_str(), "\n"]),
+                    None => {}
+                }
+            }
+        }
+    }
+}
+
+/// `  32768/131072 kB (25%), 0/1 tablespace` → bytes.
+fn parse_progress(line: &str) -> Option<(u64, u64)> {
+    let (done, rest) = line.trim().split_once('/')?;
+    let total = rest.split_once(" kB")?.0;
+    Some((done.trim().parse::<u64>().ok()? * 1024, total.trim().parse::<u64>().ok()? * 1024))
+}
+
+/// An earlier attempt's leavings go. Where the disk could not hold another copy, the directory kept aside goes too: it is older than
+/// the one that is being replaced, which stays.
+fn make_room(layout: &Layout, run_as: &RunAs) -> Result<(), Error> {
+    let incoming = layout.incoming();
+    remove(&incoming)?;
+    std::fs::create_dir_all(&incoming).map_err(io("cannot create", &incoming))?;
+    set_mode(&incoming, 0o700)?;
+    run_as.own(&incoming)?;
+    run_as.check_traversable(&incoming)?;
+    let free = rustix::fs::statvfs(&incoming).map(|s| s.f_bavail.saturating_mul(s.f_frsize)).unwrap_or(u64::MAX);
+    if layout.previous().exists() && free < size_of_directory(&layout.pgdata).saturating_mul(12) / 10 {
+        remove(&layout.previous())?;
+    }
+    Ok(())
+}
+
+/// Two renames. A crash between them is mended when the instance is opened again.
+fn swap(layout: &Layout) -> Result<(), Error> {
+    let parent = layout.pgdata.parent().unwrap_or(Path::new("/")).to_path_buf();
+    if layout.pgdata.join("PG_VERSION").exists() {
+        remove(&layout.previous())?;
+        std::fs::rename(&layout.pgdata, layout.previous()).map_err(io("cannot move aside", &layout.pgdata))?;
+    } else if layout.pgdata.exists() {
+        std::fs::remove_dir(&layout.pgdata).map_err(io("cannot replace", &layout.pgdata))?;
+    }
+    std::fs::rename(layout.incoming(), &layout.pgdata).map_err(io("cannot put in place", layout.incoming()))?;
+    sync_dir(&parent)?;
+    // The directory that was poisoned is the one kept aside now, where nothing starts it.
+    match std::fs::remove_file(layout.poison()) {
+        Ok(()) => sync_dir(&parent),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(io("cannot remove", layout.poison())(e)),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(io("cannot remove", path)(e)),
+    }
+}
+
+fn size_of_directory(path: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
+    entries
+        .flatten()
+        .map(|e| match e.metadata() {
+            Ok(meta) if meta.is_dir() => size_of_directory(&e.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_in_bytes() {
+        assert_eq!(parse_progress("  32768/131072 kB (25%), 0/1 tablespace"), Some((32_768 * 1024, 131_072 * 1024)));
+        assert_eq!(parse_progress("pg_basebackup: initiating base backup"), None);
+    }
+
+    #[test]
+    fn the_replaced_directory_is_kept_and_a_poison_mark_is_lifted() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path(), None);
+        for (path, text) in [(layout.pgdata.clone(), "old"), (layout.incoming(), "new"), (layout.previous(), "older")] {
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join("PG_VERSION"), text).unwrap();
+        }
+        std::fs::write(layout.poison(), "rewind").unwrap();
+        swap(&layout).unwrap();
+        assert_eq!(std::fs::read_to_string(layout.pgdata.join("PG_VERSION")).unwrap(), "new");
+        assert_eq!(std::fs::read_to_string(layout.previous().join("PG_VERSION")).unwrap(), "old");
+        assert!(!layout.poison().exists() && !layout.incoming().exists());
+    }
+}

@@ -1,0 +1,270 @@
+//! What the agent observes: [`PostgresFacts`], read cheaply and never better than they are.
+//!
+//! The position of a standby is what an election believes (INV-7), so it is reported only when nothing can lie beyond it: the
+//! walreceiver is looked at before the position is read, and after a restart the position counts only once replay has come to the
+//! end of the local WAL. An unresponsive server is `Unknown`, never `Stopped`.
+
+use super::conf::{node_of, upstream_of};
+use super::control::{ControlData, LastState};
+use super::error::Error;
+use super::history;
+use super::identify::{Identifier, Identity};
+use super::instance::{Activity, Instance, Probe, QUERY_LIMIT, data_major};
+use super::process::lock;
+use super::procfs::PidFile;
+use super::session::Session;
+use super::tool::blocking;
+use crate::ha::{PostgresFacts, PostgresState, Role, StandbyView};
+use crate::types::{Epoch, Lsn, NodeId, Timeline, WalPosition};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How often a new connection is tried beside the kept one: a stopped postmaster answers on neither, a hung one on old ones only.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Statements in this order: first who streams, then positions.
+const SURVEY: &str = "\
+SELECT 'r', pg_is_in_recovery(), current_setting('server_version_num'), \
+  (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walreceiver'), \
+  (SELECT conninfo FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
+  (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'); \
+SELECT 'p', CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END, \
+  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END, \
+  CASE WHEN pg_is_in_recovery() AND pg_last_wal_receive_lsn() IS DISTINCT FROM pg_last_wal_replay_lsn() \
+    THEN floor(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000)::bigint \
+    WHEN pg_is_in_recovery() THEN 0 END; \
+SELECT 's', application_name, state, coalesce(flush_lsn, '0/0'), coalesce(replay_lsn, '0/0'), coalesce(sync_priority, 0) \
+  FROM pg_stat_replication WHERE application_name LIKE 'trilithon\\_n%'";
+
+/// The rows of [`SURVEY`].
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    in_recovery: bool,
+    version_num: u32,
+    walreceivers: u32,
+    conninfo: Option<String>,
+    startup_waits: bool,
+    received: Option<Lsn>,
+    replayed: Option<Lsn>,
+    lag_ms: Option<u64>,
+    standbys: BTreeMap<NodeId, StandbyView>,
+}
+
+impl Survey {
+    async fn take(session: &Session) -> Result<Survey, Error> {
+        let mut survey = Survey::default();
+        for row in session.rows(SURVEY, QUERY_LIMIT).await? {
+            let text = |column: usize| row.try_get(column).ok().flatten();
+            let number = |column: usize| text(column).and_then(|t| t.parse::<u64>().ok());
+            let lsn = |column: usize| text(column).and_then(|t| t.parse::<Lsn>().ok());
+            match text(0) {
+                Some("r") => {
+                    survey.in_recovery = text(1) == Some("t");
+                    survey.version_num = text(2).and_then(|t| t.parse().ok()).unwrap_or(0);
+                    survey.walreceivers = text(3).and_then(|t| t.parse().ok()).unwrap_or(u32::MAX);
+                    survey.conninfo = text(4).map(str::to_owned);
+                    // It has read everything that is here, and waits for more. `RecoveryWalStream`: a walreceiver was asked for.
+                    survey.startup_waits = matches!(text(5), Some("RecoveryRetrieveRetryInterval" | "RecoveryWalStream"));
+                }
+                Some("p") => {
+                    survey.received = lsn(1);
+                    survey.replayed = lsn(2);
+                    survey.lag_ms = number(3);
+                }
+                Some("s") => {
+                    let Some(node) = text(1).and_then(node_of) else { continue };
+                    let view = StandbyView {
+                        streaming: text(2) == Some("streaming"),
+                        flushed: lsn(3).unwrap_or_default(),
+                        replayed: lsn(4).unwrap_or_default(),
+                        sync: number(5).is_some_and(|p| p > 0),
+                    };
+                    // A stale connection of the same member says less than its new one.
+                    let known = survey.standbys.entry(node).or_insert(view);
+                    if (view.streaming, view.flushed) > (known.streaming, known.flushed) {
+                        *known = view;
+                    }
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(survey)
+    }
+
+    /// Was all local WAL read before the positions were? A walreceiver is asked for only at the end of the local WAL, and its
+    /// position exists only from then on.
+    fn local_wal_read(&self) -> bool {
+        self.received.is_some() || self.startup_waits
+    }
+
+    /// The end that `identity`, read after this, proves. Where receiving went on to another timeline than replay, the server tells
+    /// the end of the replayed WAL only, and more may be there.
+    fn end(&self, identity: &Identity) -> Option<Lsn> {
+        if !self.in_recovery {
+            return Some(identity.lsn);
+        }
+        (self.local_wal_read() && Some(identity.lsn) >= self.received).then_some(identity.lsn)
+    }
+}
+
+impl Instance {
+    /// The facts of this moment. `writers` tells which epoch writes a timeline (the claims in the replicated state); a position whose
+    /// timeline nobody claimed is withheld. Bounded by about two seconds.
+    pub async fn facts(&self, writers: &(dyn Fn(Timeline) -> Option<Epoch> + Sync)) -> PostgresFacts {
+        let activity = *self.activity.borrow();
+        let blank = |state| PostgresFacts { state, ..PostgresFacts::default() };
+        match activity {
+            Activity::Cloning { .. } => return blank(PostgresState::Cloning),
+            Activity::Rewinding => return blank(PostgresState::Rewinding),
+            Activity::Initialising => return blank(PostgresState::Starting),
+            Activity::Idle
+            | Activity::Starting
+            | Activity::Stopping
+            | Activity::Draining { .. }
+            | Activity::Configuring
+            | Activity::Promoting => {}
+        }
+        if self.supervisor.pid().is_some() {
+            return self.running_facts(writers).await.unwrap_or_else(|_| blank(PostgresState::Unknown));
+        }
+        if matches!(activity, Activity::Starting) {
+            return blank(PostgresState::Starting);
+        }
+        let layout = self.layout.clone();
+        match blocking(move || data_major(&layout)).await {
+            Ok(None) => return blank(PostgresState::Absent),
+            Err(_) => return blank(PostgresState::Unknown),
+            Ok(Some(_)) => {}
+        }
+        if !self.leftovers().await.is_empty() {
+            return blank(PostgresState::Stopping);
+        }
+        self.stopped_facts(writers).await.unwrap_or_else(|_| blank(PostgresState::Unknown))
+    }
+
+    async fn running_facts(&self, writers: &(dyn Fn(Timeline) -> Option<Epoch> + Sync)) -> Result<PostgresFacts, Error> {
+        let surveyed = async { Survey::take(&*self.session().await?).await };
+        let (survey, answered) = tokio::join!(surveyed, self.probe());
+        let survey = match survey {
+            Ok(survey) if answered => survey,
+            Ok(_) | Err(_) => {
+                self.forget_control();
+                return Ok(PostgresFacts { state: self.unanswered().await, ..PostgresFacts::default() });
+            }
+        };
+        let identity = self.identify().await?;
+        let end = survey.end(&identity);
+        let following = self.following();
+        // While a walreceiver starts or ends it is not shown. Detached, the end of WAL is not final then.
+        let unsettled = survey.walreceivers > 0 && following.is_none();
+        let position = end.filter(|_| !unsettled).zip(writers(identity.timeline)).map(|(lsn, writer)| WalPosition { writer, lsn });
+        let wal = self.layout.wal();
+        let ancestry = blocking(move || history::ancestry(&wal, identity.timeline)).await.unwrap_or_default();
+        Ok(PostgresFacts {
+            state: PostgresState::Running,
+            role: Some(if survey.in_recovery { Role::Standby } else { Role::Primary }),
+            system: Some(identity.system),
+            timeline: Some(identity.timeline),
+            position,
+            replayed: survey.replayed,
+            shutdown_checkpoint: None,
+            ancestry,
+            streaming_from: survey.conninfo.as_deref().and_then(upstream_of).map(|(node, _)| node),
+            standbys: survey.standbys,
+            version_num: survey.version_num,
+            replay_lag_ms: survey.lag_ms,
+        })
+    }
+
+    /// What a server that does not answer is doing, as its pid file says.
+    async fn unanswered(&self) -> PostgresState {
+        let pgdata = self.layout.pgdata.clone();
+        let status = blocking(move || PidFile::read(&pgdata)).await.and_then(|f| f.status);
+        match (*self.activity.borrow(), status.as_deref()) {
+            (Activity::Stopping | Activity::Draining { committed: true }, _) | (_, Some("stopping")) => PostgresState::Stopping,
+            (_, Some("starting") | None) => PostgresState::Starting,
+            (_, Some(_)) => PostgresState::Unknown,
+        }
+    }
+
+    fn forget_control(&self) {
+        self.forget_connections();
+    }
+
+    /// Does a new connection answer? Tried once a second, remembered in between.
+    async fn probe(&self) -> bool {
+        let now = self.clock.now();
+        let last = *lock(&self.probe);
+        if last.answered && last.at.is_some_and(|at| now.since(at) < PROBE_EVERY) {
+            return true;
+        }
+        let answered = async { self.connect().await?.value("SELECT 1", QUERY_LIMIT).await }.await.is_ok();
+        *lock(&self.probe) = Probe { at: Some(now), answered };
+        answered
+    }
+
+    /// `IDENTIFY_SYSTEM` over the kept replication connection.
+    pub(super) async fn identify(&self) -> Result<Identity, Error> {
+        let kept = lock(&self.identifier).take();
+        if let Some(mut kept) = kept
+            && let Ok(identity) = kept.identify(QUERY_LIMIT).await
+        {
+            *lock(&self.identifier) = Some(kept);
+            return Ok(identity);
+        }
+        let mut fresh = Identifier::open(&self.target(), QUERY_LIMIT).await?;
+        let identity = fresh.identify(QUERY_LIMIT).await?;
+        *lock(&self.identifier) = Some(fresh);
+        Ok(identity)
+    }
+
+    /// End of the WAL of a running standby without a walreceiver, `None` while more may be there.
+    pub(super) async fn flushed_end(&self) -> Result<Option<(Timeline, Lsn)>, Error> {
+        let survey = Survey::take(&*self.session().await?).await?;
+        if !survey.in_recovery || survey.walreceivers > 0 {
+            return Ok(None);
+        }
+        let identity = self.identify().await?;
+        Ok(survey.end(&identity).map(|lsn| (identity.timeline, lsn)))
+    }
+
+    async fn stopped_facts(&self, writers: &(dyn Fn(Timeline) -> Option<Epoch> + Sync)) -> Result<PostgresFacts, Error> {
+        let control = self.cached_control().await?;
+        let at = |timeline: Timeline, lsn: Lsn| writers(timeline).map(|writer| WalPosition { writer, lsn });
+        let remembered = lock(&self.model).intent.stopped.clone().filter(|s| s.control == control.digest);
+        let (timeline, position, shutdown_checkpoint) = match (control.state, remembered) {
+            (LastState::ShutDown, _) => {
+                (control.checkpoint_timeline, at(control.checkpoint_timeline, control.checkpoint), Some(control.checkpoint))
+            }
+            (LastState::ShutDownInRecovery, Some(stopped)) => (stopped.timeline, at(stopped.timeline, stopped.lsn), None),
+            // Received WAL may lie beyond what pg_control knows; only a start tells.
+            (LastState::ShutDownInRecovery, None) | (LastState::Unclean, _) => (control.timeline(), None, None),
+        };
+        let wal = self.layout.wal();
+        let ancestry = blocking(move || history::ancestry(&wal, timeline)).await.unwrap_or_default();
+        Ok(PostgresFacts {
+            state: PostgresState::Stopped,
+            system: Some(control.system),
+            timeline: Some(timeline),
+            position,
+            shutdown_checkpoint,
+            ancestry,
+            ..PostgresFacts::default()
+        })
+    }
+
+    /// pg_controldata is run again only when the file has changed.
+    async fn cached_control(&self) -> Result<ControlData, Error> {
+        let path = self.layout.pgdata.join("global/pg_control");
+        let modified = blocking(move || std::fs::metadata(path).and_then(|m| m.modified()).ok()).await;
+        let cached = lock(&self.stopped).clone();
+        if let (Some((at, control)), Some(modified)) = (cached, modified)
+            && at == modified
+        {
+            return Ok(control);
+        }
+        let control = self.control_data().await?;
+        *lock(&self.stopped) = modified.map(|at| (at, control.clone()));
+        Ok(control)
+    }
+}

@@ -1,0 +1,116 @@
+//! Whom a standby streams from, and turning away from it.
+//!
+//! Turning away is what a seal rests on: when `detach` returns, no walreceiver runs and none can connect again. Three things
+//! together make that hold: the password file of the old upstream is deleted first, so a walreceiver that still starts with the old
+//! configuration is refused; the configuration is emptied and reloaded; and the walreceiver's process is awaited, killed if need be
+//! (a startup process that waits for a conflicting query does not look at its configuration).
+
+use super::conf::{Upstream, application_name};
+use super::error::Error;
+use super::instance::{Activity, Instance, QUERY_LIMIT};
+use super::lifecycle::POLL;
+use super::procfs;
+use super::session::{Host, Session, Target};
+use super::tool::within;
+use crate::types::{Lsn, SystemId, Timeline};
+use rustix::process::Signal;
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// A walreceiver usually goes within 35 ms of a reload. One that has not by then is ended by signal.
+const PATIENCE: Duration = Duration::from_millis(250);
+const WALRECEIVERS: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver'";
+
+impl Instance {
+    /// Stops the WAL receiver and waits until it has gone. Needs no answer from anybody but the local server; on a stopped one it
+    /// only changes the configuration.
+    pub async fn detach(&self, limit: Duration) -> Result<(), Error> {
+        let _working = self.begin(Activity::Configuring)?;
+        self.detach_running(limit).await
+    }
+
+    pub(super) async fn detach_running(&self, limit: Duration) -> Result<(), Error> {
+        self.retune(|intent| intent.upstream = None).await?;
+        if self.supervisor.pid().is_none() {
+            return Ok(());
+        }
+        self.reload()?;
+        within(limit, "ending the WAL receiver", async {
+            let session = self.session().await?;
+            if within(PATIENCE, "WAL receiver", no_walreceiver(&session)).await.is_ok() {
+                return Ok(());
+            }
+            loop {
+                for row in session.rows(WALRECEIVERS, QUERY_LIMIT).await? {
+                    if let Some(pid) = row.try_get(0).ok().flatten().and_then(|p| p.parse().ok()) {
+                        procfs::signal(pid, Signal::TERM);
+                    }
+                }
+                if within(PATIENCE, "WAL receiver", no_walreceiver(&session)).await.is_ok() {
+                    return Ok(());
+                }
+            }
+        })
+        .await
+    }
+
+    /// Streams from `upstream`, starting Postgres as a standby if it is down. Returns once Postgres was told, not once it streams.
+    pub async fn follow(&self, upstream: Upstream, system: Option<SystemId>) -> Result<(), Error> {
+        let _working = self.begin(Activity::Configuring)?;
+        if self.supervisor.pid().is_none() {
+            self.activity.send_replace(Activity::Starting);
+            return self.start(system, Some(upstream)).await;
+        }
+        let session = self.session().await?;
+        if session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("t") {
+            return Err(Error::NotStandby);
+        }
+        self.retune(|intent| intent.upstream = Some(upstream)).await?;
+        self.reload()
+    }
+
+    /// End of the WAL that a running, detached standby holds, with its timeline; `None` while it cannot be proved.
+    pub(super) async fn proved_end(&self) -> Option<(Timeline, Lsn)> {
+        let proved = async {
+            loop {
+                if let Some(end) = self.flushed_end().await? {
+                    return Ok(end);
+                }
+                sleep(POLL).await;
+            }
+        };
+        within(Duration::from_secs(5), "the end of WAL", proved).await.ok()
+    }
+
+    /// A connection to the upstream's database `postgres` as the replication role.
+    pub(super) async fn connect_upstream(&self, upstream: &Upstream) -> Result<Session, Error> {
+        let secrets = self.secrets().ok_or(Error::NoSecrets)?;
+        let target = Target {
+            host: Host::Tcp(upstream.host.clone()),
+            port: upstream.port,
+            user: super::conf::REPLICATION_ROLE,
+            password: Some(secrets.replication),
+            options: "-c search_path=pg_catalog".to_owned(),
+            name: "trilithon_copy",
+        };
+        Session::open(&target, Duration::from_secs(5)).await
+    }
+
+    /// Makes sure that the upstream keeps WAL for this member from now on.
+    pub(super) async fn reserve_upstream_slot(&self, session: &Session) -> Result<String, Error> {
+        let name = application_name(super::process::lock(&self.model).node);
+        let sql = format!(
+            "SELECT pg_create_physical_replication_slot('{name}', true) \
+             WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{name}')"
+        );
+        session.run(&sql, Duration::from_secs(5)).await?;
+        Ok(name)
+    }
+}
+
+async fn no_walreceiver(session: &Session) -> Result<(), Error> {
+    while !session.rows(WALRECEIVERS, QUERY_LIMIT).await?.is_empty() {
+        sleep(POLL).await;
+    }
+    Ok(())
+}

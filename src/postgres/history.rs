@@ -1,0 +1,102 @@
+//! Timeline history files, and the placeholders by which PostgreSQL is made to choose a claimed number (INV-8).
+//!
+//! A promotion takes the first number above the newest whose history file PostgreSQL can find. Numbers that were claimed for other
+//! promotions therefore get a placeholder in `pg_wal` for the moment of ours. Later the primary keeps them, because a standby that
+//! follows across the gap asks it for each file in between. A placeholder above the newest real timeline would be fatal to a
+//! server that starts, so those are removed before each start.
+
+use super::error::{Error, io};
+use super::secrets::{sync_dir, write_atomic};
+use super::user::RunAs;
+use crate::types::{Lsn, Timeline};
+use std::path::Path;
+
+/// First line of a placeholder. PostgreSQL skips lines that begin with `#`.
+const PLACEHOLDER: &str = "# claimed by Trilithon for a promotion that did not last; nothing was written on this timeline\n";
+
+/// Ancestors of `timeline` with the position at which each was left, oldest first, from its history file in `pg_wal`.
+pub(super) fn ancestry(wal: &Path, timeline: Timeline) -> Result<Vec<(Timeline, Lsn)>, Error> {
+    if timeline <= Timeline(1) {
+        return Ok(Vec::new());
+    }
+    let path = wal.join(timeline.history_file());
+    let text = std::fs::read_to_string(&path).map_err(io("cannot read", path))?;
+    Ok(text.lines().filter_map(parse_line).collect())
+}
+
+/// `1<TAB>0/16B3748<TAB>reason`
+fn parse_line(line: &str) -> Option<(Timeline, Lsn)> {
+    let mut fields = line.split_whitespace();
+    let timeline = fields.next()?.parse().ok()?;
+    Some((Timeline(timeline), fields.next()?.parse().ok()?))
+}
+
+/// Puts a placeholder in `pg_wal` for each number of `numbers` that has no history file.
+pub(super) fn reserve(wal: &Path, numbers: std::ops::Range<u32>, run_as: &RunAs) -> Result<(), Error> {
+    for number in numbers {
+        let path = wal.join(Timeline(number).history_file());
+        if !path.exists() {
+            write_atomic(&path, PLACEHOLDER, 0o600)?;
+            run_as.own(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Before a start: no placeholder may be newer than the newest real timeline known here, or the server would try to follow it.
+pub(super) fn withdraw_beyond_newest(wal: &Path, own: Timeline) -> Result<(), Error> {
+    let entries = match std::fs::read_dir(wal) {
+        Ok(entries) => entries,
+        Err(e) => return Err(io("cannot list", wal)(e)),
+    };
+    let mut placeholders = Vec::new();
+    let mut newest = own.0;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(number) = name.to_str().and_then(|n| n.strip_suffix(".history")).and_then(|n| u32::from_str_radix(n, 16).ok()) else {
+            continue;
+        };
+        let text = std::fs::read_to_string(entry.path()).map_err(io("cannot read", entry.path()))?;
+        if text.starts_with(PLACEHOLDER) {
+            placeholders.push((number, entry.path()));
+        } else {
+            newest = newest.max(number);
+        }
+    }
+    for (_, path) in placeholders.into_iter().filter(|(number, _)| *number > newest) {
+        std::fs::remove_file(&path).map_err(io("cannot remove", path))?;
+    }
+    sync_dir(wal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn me() -> RunAs {
+        let mut run_as = RunAs::resolve(None).unwrap();
+        run_as.change = false;
+        run_as
+    }
+
+    #[test]
+    fn history_is_read_oldest_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("{PLACEHOLDER}1\t0/16B3748\tno recovery target specified\n\n2\t0/3000000\tx\n");
+        std::fs::write(dir.path().join("00000004.history"), text).unwrap();
+        let found = ancestry(dir.path(), Timeline(4)).unwrap();
+        assert_eq!(found, vec![(Timeline(1), Lsn(0x16B_3748)), (Timeline(2), Lsn(0x300_0000))]);
+        assert!(ancestry(dir.path(), Timeline(3)).is_err());
+        assert_eq!(ancestry(dir.path(), Timeline(1)).unwrap(), vec![]);
+    }
+
+    #[test]
+    fn placeholders_below_a_real_timeline_stay_and_those_above_go() {
+        let dir = tempfile::tempdir().unwrap();
+        reserve(dir.path(), 2..7, &me()).unwrap();
+        std::fs::write(dir.path().join("00000004.history"), "1\t0/16B3748\tx\n").unwrap();
+        withdraw_beyond_newest(dir.path(), Timeline(1)).unwrap();
+        let left: Vec<bool> = (2..7).map(|n| dir.path().join(Timeline(n).history_file()).exists()).collect();
+        assert_eq!(left, [true, true, true, false, false]);
+    }
+}

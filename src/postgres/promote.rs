@@ -1,0 +1,86 @@
+//! Promotion onto exactly the claimed timeline (INV-8), with the rule already in force.
+
+use super::conf::{Promotion, SyncNames};
+use super::error::Error;
+use super::history;
+use super::instance::{Activity, Instance, QUERY_LIMIT};
+use super::lifecycle::POLL;
+use super::process::lock;
+use super::tool::{blocking, within};
+use crate::cluster::SyncRule;
+use crate::types::{Epoch, Timeline};
+use std::time::Duration;
+use tokio::time::sleep;
+
+impl Instance {
+    /// Promotes a detached standby. The rule's list is in force before the first write; the timeline is verified after, and a
+    /// server on any other is stopped at once.
+    pub async fn promote(&self, epoch: Epoch, timeline: Timeline, rule: &SyncRule, limit: Duration) -> Result<(), Error> {
+        let _working = self.begin(Activity::Promoting)?;
+        within(limit, "promotion", self.promote_onto(epoch, timeline, rule)).await
+    }
+
+    async fn promote_onto(&self, epoch: Epoch, timeline: Timeline, rule: &SyncRule) -> Result<(), Error> {
+        let session = self.session().await?;
+        if session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("t") {
+            return Err(Error::NotStandby);
+        }
+        let own = self.identify().await?.timeline;
+        if own >= timeline {
+            return Err(Error::WrongTimeline { claimed: timeline, found: own });
+        }
+        let names = SyncNames::of(rule);
+        // Persisted first: a successor of this process must know that this primary is ours.
+        self.retune(|intent| {
+            intent.upstream = None;
+            intent.sync = names.clone();
+            intent.promotion = Some(Promotion { epoch, timeline });
+        })
+        .await?;
+        self.reload()?;
+        self.await_names(&names).await?;
+        self.reserve(own.next().0..timeline.0).await?;
+        session.run("SELECT pg_promote(false)", QUERY_LIMIT).await?;
+        while session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("f") {
+            sleep(POLL).await;
+        }
+        let found = self.identify().await?.timeline;
+        if found != timeline {
+            self.demote().await?;
+            return Err(Error::WrongTimeline { claimed: timeline, found });
+        }
+        // A standby that follows across the gap asks for every history file in between.
+        self.reserve(2..timeline.0).await?;
+        self.create_slots(rule.standbys.iter().copied()).await
+    }
+
+    async fn reserve(&self, numbers: std::ops::Range<u32>) -> Result<(), Error> {
+        let (wal, run_as) = (self.layout.wal(), self.run_as.clone());
+        blocking(move || history::reserve(&wal, numbers, &run_as)).await
+    }
+
+    /// Waits until a new connection sees `names`. Its process was forked after the postmaster had read the file and had told all
+    /// its children, so from then on every other process has at least been told.
+    pub(super) async fn await_names(&self, names: &SyncNames) -> Result<(), Error> {
+        let wanted = names.value();
+        let mut found = String::new();
+        let seen = within(Duration::from_secs(2), "loading the rule", async {
+            loop {
+                found = self.connect().await?.value("SHOW synchronous_standby_names", QUERY_LIMIT).await?.unwrap_or_default();
+                if found == wanted {
+                    return Ok(());
+                }
+                sleep(POLL).await;
+            }
+        });
+        match seen.await {
+            Err(Error::Timeout { .. }) => Err(Error::RuleNotInForce { wanted, found }),
+            other => other,
+        }
+    }
+
+    /// Has this server's way to wait for standbys been proved?
+    pub(super) fn waits(&self) -> bool {
+        lock(&self.model).waits
+    }
+}

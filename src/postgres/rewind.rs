@@ -1,0 +1,125 @@
+//! pg_rewind: makes a diverged directory a standby of the new primary again without copying all of it.
+//!
+//! A rewind that breaks off leaves a directory that looks whole and is not. So a mark beside it is written first, and taken away only
+//! when the server has become consistent again under its new upstream; until then nothing starts the directory. What a dry run
+//! already refuses leaves no mark.
+
+use super::conf::Upstream;
+use super::control::LastState;
+use super::error::{Error, io};
+use super::instance::{Activity, Instance};
+use super::lifecycle::POLL;
+use super::process::lock;
+use super::secrets::{sync_dir, write_private};
+use super::session::Session;
+use super::tool::{self, blocking, within};
+use super::{conf, layout::Layout};
+use crate::types::SystemId;
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// The primary's first checkpoint on its timeline; it is asked for, so only a slow disk makes it long.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(60);
+/// Reads the WAL since the divergence twice and copies what changed.
+const REWIND_LIMIT: Duration = Duration::from_secs(3600);
+/// From the start of the rewound server until it accepts connections: it fetches and replays what the primary wrote meanwhile.
+const CONSISTENT_LIMIT: Duration = Duration::from_secs(600);
+
+impl Instance {
+    /// Rewinds the stopped directory against `source` and starts it as its standby, because only there it becomes consistent. When
+    /// the future is dropped the directory stays marked, unless the dry run was not through yet.
+    pub async fn rewind(&self, source: &Upstream, system: Option<SystemId>) -> Result<(), Error> {
+        let _working = self.begin(Activity::Rewinding)?;
+        if self.supervisor.pid().is_some() {
+            return Err(Error::StillRunning);
+        }
+        let pids = self.leftovers().await;
+        if !pids.is_empty() {
+            return Err(Error::Orphans { pids, path: self.layout.pgdata.clone() });
+        }
+        if self.poisoned() {
+            return Err(Error::Poisoned { path: self.layout.pgdata.clone(), what: "rewind".to_owned() });
+        }
+        let control = self.control_data().await?;
+        self.check_system(&control, system)?;
+        if control.state == LastState::Unclean {
+            return Err(Error::NotCleanlyStopped(self.layout.pgdata.clone()));
+        }
+        let session = self.connect_upstream(source).await?;
+        self.reserve_upstream_slot(&session).await?;
+        await_checkpoint(&session).await?;
+        self.pg_rewind(source, true).await.map_err(|e| Error::NeedsClone(e.to_string()))?;
+        let layout = self.layout.clone();
+        blocking(move || mark(&layout)).await?;
+        self.pg_rewind(source, false).await.map_err(|e| Error::NeedsClone(e.to_string()))?;
+        self.start_unchecked(system, Some(source.clone())).await?;
+        self.await_consistent().await?;
+        let layout = self.layout.clone();
+        blocking(move || unmark(&layout)).await
+    }
+
+    async fn pg_rewind(&self, source: &Upstream, dry_run: bool) -> Result<(), Error> {
+        let secrets = self.secrets().ok_or(Error::NoSecrets)?;
+        let install = self.install();
+        let mut command = tool::command(&install, "pg_rewind", &self.run_as, &self.layout.node_dir);
+        command.env("PGPASSWORD", &secrets.replication);
+        let dsn = format!(
+            "host='{}' port={} user={} dbname=postgres connect_timeout=5 keepalives_idle=5 keepalives_interval=2 keepalives_count=5",
+            source.host,
+            source.port,
+            conf::REPLICATION_ROLE
+        );
+        command.arg("--source-server").arg(dsn).arg("-D").arg(&self.layout.pgdata).arg("--no-ensure-shutdown");
+        if dry_run {
+            command.arg("--dry-run");
+        }
+        tool::run(command, "pg_rewind", REWIND_LIMIT).await.map(drop)
+    }
+
+    async fn await_consistent(&self) -> Result<(), Error> {
+        within(CONSISTENT_LIMIT, "becoming consistent after the rewind", async {
+            while self.session().await.is_err() {
+                if self.supervisor.pid().is_none() {
+                    let layout = self.layout.clone();
+                    return Err(Error::NeedsClone(blocking(move || super::process::log_tail(&layout)).await));
+                }
+                sleep(POLL).await;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Binaries of `major`; remembered for the copy that is about to be made.
+    pub(super) async fn install_of(&self, major: u32) -> Result<super::install::Install, Error> {
+        let bin_dir = lock(&self.model).install.clone();
+        if bin_dir.major == major {
+            return Ok(bin_dir);
+        }
+        let path = self.layout.pgdata.clone();
+        blocking(move || super::install::Install::find(None, Some(major), &path)).await
+    }
+}
+
+/// pg_rewind reads the source's timeline from its pg_control, which a promotion updates with its first checkpoint only.
+async fn await_checkpoint(source: &Session) -> Result<(), Error> {
+    source.run("CHECKPOINT", CHECKPOINT_LIMIT).await?;
+    let sql = "SELECT pg_is_in_recovery() OR c.timeline_id <> ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int \
+               FROM pg_control_checkpoint() c";
+    within(CHECKPOINT_LIMIT, "the primary's first checkpoint", async {
+        while source.value(sql, Duration::from_secs(5)).await?.as_deref() != Some("f") {
+            sleep(POLL).await;
+        }
+        Ok(())
+    })
+    .await
+}
+
+fn mark(layout: &Layout) -> Result<(), Error> {
+    write_private(&layout.poison(), "a rewind of the data directory beside this file began and did not end\n")
+}
+
+fn unmark(layout: &Layout) -> Result<(), Error> {
+    std::fs::remove_file(layout.poison()).map_err(io("cannot remove", layout.poison()))?;
+    sync_dir(layout.poison().parent().unwrap_or(std::path::Path::new("/")))
+}
