@@ -79,7 +79,12 @@ pub(super) const KEYS: &[Key] = &[
             "Every member, this one too: name=host:port of its gRPC address, as the others reach it.",
         ),
     ),
-    key("cluster", "bootstrap", "\"new\"", "\"new\": these peers form the cluster; \"existing\": join the cluster that they are."),
+    key(
+        "cluster",
+        "bootstrap",
+        "\"new\"",
+        "For a cluster that does not exist yet. \"new\": initdb; \"existing\": this node's data directory becomes the database.",
+    ),
     optional("postgres", "bin_dir", "\"/usr/lib/postgresql/17/bin\"", "Found by itself: PATH, /usr/lib/postgresql/*, pg_config."),
     key("postgres", "port", "5432", "Port of Postgres itself; applications use the proxy's."),
     optional("postgres", "listen", "\"*\"", "listen_addresses. Default: everywhere, or loopback if all peers are loopback."),

@@ -29,12 +29,12 @@ pub struct NodeConfig {
     pub tags: Tags,
 }
 
-/// How this node meets the others on its first start.
+/// Where the database of a new cluster comes from; of no effect once the peers know a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bootstrap {
-    /// The peers form a new cluster.
+    /// One member runs initdb.
     New,
-    /// The peers are a cluster already; join it.
+    /// This node's data directory becomes the database; the other members copy it.
     Existing,
 }
 

@@ -15,7 +15,7 @@ fn admitted(breaches: Vec<String>) {
 fn an_import_from_a_higher_level_is_refused() {
     refused(level_breaches("src/ha/decide.rs", "use crate::agent::Loop;"), "crate::agent");
     refused(level_breaches("src/ha/decide.rs", "use crate::{\n    types::Epoch,\n    proxy::{pool, Route},\n};"), "crate::proxy");
-    refused(level_breaches("src/config/mod.rs", "fn f() -> crate::wire::Frame { g() }"), "level 1");
+    refused(level_breaches("src/telemetry/mod.rs", "fn f() -> crate::wire::Frame { g() }"), "level 1");
     refused(level_breaches("src/ha/decide.rs", "use super::super::node::run;"), "super");
     refused(level_breaches("src/elsewhere/mod.rs", ""), "no level");
     admitted(level_breaches("src/ha/decide.rs", "use crate::{cluster::Phase, ha::Seal};\nuse super::Seal;\n// crate::agent\n"));
