@@ -15,6 +15,9 @@ pub enum Role {
     Peer,
 }
 
+/// From what a listener attached to a request to its caller's role.
+pub type RoleFunction = dyn Fn(&tonic::Extensions) -> Option<Role> + Send + Sync;
+
 /// Where roles come from.
 #[derive(Clone)]
 pub enum RoleSource {
@@ -23,7 +26,7 @@ pub enum RoleSource {
     /// Plaintext, which the configuration admits on loopback only: every caller is an operator.
     Loopback,
     /// Another listener's way to tell; `None`: no known role.
-    Custom(Arc<dyn Fn(&tonic::Extensions) -> Option<Role> + Send + Sync>),
+    Custom(Arc<RoleFunction>),
 }
 
 impl RoleSource {

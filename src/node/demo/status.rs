@@ -76,5 +76,6 @@ impl Watcher {
 
 async fn ask_one(mut client: AdminClient<Channel>) -> Option<Status> {
     let reply = client.status(StatusRequest {}).await.ok()?;
-    serde_json::from_str(&reply.into_inner().json).ok()
+    let document = serde_json::to_value(reply.into_inner().status?).ok()?;
+    serde_json::from_value(document).ok()
 }
