@@ -4,9 +4,10 @@
 use super::conf::{REPLICATION_ROLE, SUPERUSER};
 use super::error::{Error, io};
 use super::instance::{Activity, Instance, data_major, set_mode};
-use super::secrets::{Secrets, write_private};
+use super::secrets::{generate_secrets, write_private};
 use super::session::literal;
 use super::tool::{self, blocking};
+use crate::cluster::Secrets;
 use crate::types::SystemId;
 use std::process::Stdio;
 use std::time::Duration;
@@ -42,7 +43,7 @@ impl Instance {
         })
         .await?;
         let install = self.refresh_install().await?;
-        let secrets = self.secrets().unwrap_or_else(Secrets::generate);
+        let secrets = self.secrets().unwrap_or_else(generate_secrets);
         self.set_secrets(secrets.clone()).await?;
         let pwfile = self.layout.home().join("initdb.password");
         write_private(&pwfile, &secrets.superuser)?;
@@ -73,7 +74,7 @@ impl Instance {
         let layout = self.layout.clone();
         blocking(move || data_major(&layout)?.ok_or(Error::NoDatabase { path: layout.pgdata.clone() })).await?;
         self.refresh_install().await?;
-        let secrets = self.secrets().unwrap_or_else(Secrets::generate);
+        let secrets = self.secrets().unwrap_or_else(generate_secrets);
         self.set_secrets(secrets.clone()).await?;
         self.make_roles(&secrets, false).await?;
         Ok(self.control_data().await?.system)

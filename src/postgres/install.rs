@@ -56,7 +56,9 @@ impl Install {
 fn candidates() -> Vec<PathBuf> {
     let mut places = Vec::new();
     let path = std::env::var_os("PATH").unwrap_or_default();
-    places.extend(std::env::split_paths(&path).filter(|d| d.join("postgres").exists()));
+    // A link in PATH leads to the place where the other programs are.
+    let real = |d: PathBuf| d.join("postgres").canonicalize().ok()?.parent().map(Path::to_path_buf);
+    places.extend(std::env::split_paths(&path).filter_map(real));
     for (root, bin) in [("/usr/lib/postgresql", "bin"), ("/usr/local/lib/postgresql", "bin"), ("/opt/homebrew/opt", "bin")] {
         places.extend(subdirectories(Path::new(root)).map(|d| d.join(bin)));
     }
@@ -78,14 +80,18 @@ fn pg_config() -> Option<PathBuf> {
     Some(PathBuf::from(text.trim())).filter(|p| p.is_absolute())
 }
 
-/// What is installed in `dir`; both programs must be there, because client packages bring a bin directory too.
+/// Programs that are run. Client packages bring a bin directory with some of them.
+const PROGRAMS: &[&str] = &["postgres", "initdb", "pg_controldata", "pg_basebackup", "pg_rewind"];
+
+/// What is installed in `dir`, if all of it is.
 fn probe(dir: &Path) -> Option<Install> {
-    if !dir.join("initdb").exists() {
+    if !PROGRAMS.iter().all(|p| dir.join(p).exists()) {
         return None;
     }
     let output = Command::new(dir.join("postgres")).arg("--version").output().ok()?;
     let version = parse_version(&String::from_utf8_lossy(&output.stdout))?;
-    let major = version.split(['.', 'b', 'r', 'd']).next()?.parse().ok()?;
+    // `15.14`, `18beta1`, `19devel`
+    let major = version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
     Some(Install { bin_dir: dir.to_path_buf(), major, version })
 }
 

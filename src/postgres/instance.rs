@@ -11,10 +11,11 @@ use super::install::Install;
 use super::layout::Layout;
 use super::process::{Emergency, Postmaster, Supervisor, lock};
 use super::procfs;
-use super::secrets::{self, Secrets};
+use super::secrets;
 use super::session::{Session, Target};
 use super::tool::blocking;
 use super::user::{self, RunAs};
+use crate::cluster::Secrets;
 use crate::telemetry::Clock;
 use crate::types::{Epoch, Millis, NodeId, SystemId};
 use rustix::process::Signal;
@@ -151,7 +152,7 @@ impl Instance {
             node: config.node,
             install,
             wishes: Wishes { parameters: config.parameters, hba: config.hba },
-            secrets: Secrets::load(&layout.secrets())?,
+            secrets: secrets::load(&layout.secrets())?,
             intent: load_intent(&layout)?,
             sizes: BTreeMap::new(),
             waits: false,
@@ -189,7 +190,7 @@ impl Instance {
     /// Keeps the passwords of the cluster that this member joins.
     pub async fn set_secrets(&self, secrets: Secrets) -> Result<(), Error> {
         let (dir, kept) = (self.layout.secrets(), secrets.clone());
-        blocking(move || kept.save(&dir)).await?;
+        blocking(move || secrets::save(&kept, &dir)).await?;
         lock(&self.model).secrets = Some(secrets);
         Ok(())
     }

@@ -38,4 +38,4 @@ pub use error::Error;
 pub use install::Install;
 pub use instance::{Activity, Instance, InstanceConfig};
 pub use process::{Emergency, Postmaster};
-pub use secrets::Secrets;
+pub use secrets::generate_secrets;

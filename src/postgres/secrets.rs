@@ -1,45 +1,29 @@
-//! The two passwords of a cluster. Drawn at bootstrap, kept in files of mode 0600, handed to joining members by the peer RPC.
+//! The two passwords of a cluster. Drawn at bootstrap, kept in files of mode 0600; the replicated state hands them to members that join.
 
 use super::error::{Error, io};
-use serde::{Deserialize, Serialize};
-use std::fmt;
+use crate::cluster::Secrets;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Passwords of `postgres` and `trilithon_replication`. Never printed.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Secrets {
-    pub superuser: String,
-    pub replication: String,
+/// Draws new ones: 32 characters of a 62-letter alphabet, 190 bits.
+#[must_use]
+pub fn generate_secrets() -> Secrets {
+    Secrets { superuser: draw(), replication: draw() }
 }
 
-impl fmt::Debug for Secrets {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secrets { .. }")
+/// Those kept in `dir`, `None` where none were kept yet.
+pub(super) fn load(dir: &Path) -> Result<Option<Secrets>, Error> {
+    match (read(&dir.join("superuser"))?, read(&dir.join("replication"))?) {
+        (Some(superuser), Some(replication)) => Ok(Some(Secrets { superuser, replication })),
+        _ => Ok(None),
     }
 }
 
-impl Secrets {
-    /// Draws new ones: 32 characters of a 62-letter alphabet, 190 bits.
-    #[must_use]
-    pub fn generate() -> Secrets {
-        Secrets { superuser: draw(), replication: draw() }
-    }
-
-    /// Those kept in `dir`, `None` where none were kept yet.
-    pub(super) fn load(dir: &Path) -> Result<Option<Secrets>, Error> {
-        match (read(&dir.join("superuser"))?, read(&dir.join("replication"))?) {
-            (Some(superuser), Some(replication)) => Ok(Some(Secrets { superuser, replication })),
-            _ => Ok(None),
-        }
-    }
-
-    pub(super) fn save(&self, dir: &Path) -> Result<(), Error> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("cannot create", dir))?;
-        write_private(&dir.join("superuser"), &self.superuser)?;
-        write_private(&dir.join("replication"), &self.replication)
-    }
+pub(super) fn save(secrets: &Secrets, dir: &Path) -> Result<(), Error> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("cannot create", dir))?;
+    write_private(&dir.join("superuser"), &secrets.superuser)?;
+    write_private(&dir.join("replication"), &secrets.replication)
 }
 
 fn draw() -> String {
@@ -84,10 +68,10 @@ mod tests {
     fn secrets_survive_and_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let kept = dir.path().join("secrets");
-        assert_eq!(Secrets::load(&kept).unwrap(), None);
-        let secrets = Secrets::generate();
-        secrets.save(&kept).unwrap();
-        assert_eq!(Secrets::load(&kept).unwrap(), Some(secrets.clone()));
+        assert_eq!(load(&kept).unwrap(), None);
+        let secrets = generate_secrets();
+        save(&secrets, &kept).unwrap();
+        assert_eq!(load(&kept).unwrap(), Some(secrets.clone()));
         assert_eq!(std::fs::metadata(kept.join("superuser")).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(!format!("{secrets:?}").contains(&secrets.superuser));
     }

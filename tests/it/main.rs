@@ -1,3 +1,8 @@
 //! The one integration-test binary: linking is what costs on small machines. Each file is a module; add yours to the list.
 
+mod postgres_basic;
+mod postgres_refusals;
+mod postgres_replication;
+mod postgres_rig;
+mod postgres_rule;
 mod tidy;

@@ -1,0 +1,102 @@
+//! One server: initialise, start, promote, watch, stop, adopt.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot go on panics; it measures with Instant.
+
+use crate::postgres_rig::{LIMIT, Server, processes_below, try_sql};
+use rustix::process::{Pid, Signal, kill_process};
+use std::time::{Duration, Instant};
+use trilithon::ha::{PostgresState, Role};
+use trilithon::postgres::{Error, Postmaster};
+use trilithon::types::{Epoch, Timeline};
+
+#[tokio::test]
+async fn a_new_database_becomes_primary_on_the_claimed_timeline() {
+    let server = Server::empty(1).await;
+    assert_eq!(server.facts().await.state, PostgresState::Absent);
+    let system = server.instance.init_db().await.unwrap();
+    let stopped = server.facts().await;
+    assert_eq!((stopped.state, stopped.system, stopped.timeline), (PostgresState::Stopped, Some(system), Some(Timeline(1))));
+    assert_eq!(stopped.position.map(|p| p.lsn), stopped.shutdown_checkpoint, "a clean stop tells the end of WAL");
+    server.instance.start_detached(Some(system)).await.unwrap();
+    let detached = server.until("has a position", |f| f.position.is_some()).await;
+    assert_eq!(detached.role, Some(Role::Standby));
+    let begun = Instant::now();
+    server.instance.promote(Epoch(5), Timeline(4), &server.alone(), LIMIT).await.unwrap();
+    println!("promotion took {:?}", begun.elapsed());
+    let primary = server.facts().await;
+    assert_eq!((primary.role, primary.timeline), (Some(Role::Primary), Some(Timeline(4))));
+    assert_eq!(primary.ancestry.iter().map(|(t, _)| *t).collect::<Vec<_>>(), [Timeline(1)]);
+    assert_eq!(server.instance.promoted(), Some((Epoch(5), Timeline(4))));
+    server.instance.apply_rule(Epoch(5), &server.alone(), LIMIT).await.unwrap();
+    assert_eq!(server.sql("SELECT current_setting('data_checksums') || current_setting('server_encoding')").await.unwrap(), "onUTF8");
+}
+
+#[tokio::test]
+async fn a_dead_postmaster_is_noticed_at_once_and_its_orphans_are_awaited() {
+    let server = Server::primary(1).await;
+    let client = server.client().await;
+    // A backend that is busy does not look whether its postmaster lives.
+    let busy = tokio::task::spawn(async move { try_sql(&client, "DO $$ BEGIN LOOP NULL; END LOOP; END $$").await });
+    crate::postgres_rig::until("the backend is busy", || async {
+        server.sql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO%' AND state = 'active'").await.as_deref() == Some("1")
+    })
+    .await;
+    let mut exits = server.instance.postmaster();
+    let begun = Instant::now();
+    kill_process(Pid::from_raw(server.pid()).unwrap(), Signal::KILL).unwrap();
+    exits.wait_for(|p| matches!(p, Postmaster::Exited { .. })).await.unwrap();
+    let noticed = begun.elapsed();
+    assert!(noticed < Duration::from_millis(100), "noticed after {noticed:?}");
+    let facts = server.facts().await;
+    assert_eq!(facts.state, PostgresState::Stopping, "a backend still works in the directory");
+    assert!(matches!(server.instance.start_detached(None).await, Err(Error::Orphans { .. })));
+    server.instance.demote().await.unwrap();
+    assert_eq!(processes_below(server.dir.path()), [] as [i32; 0]);
+    let crashed = server.facts().await;
+    assert_eq!((crashed.state, crashed.position), (PostgresState::Stopped, None), "its end of WAL is unknown before recovery");
+    busy.await.unwrap().unwrap_err();
+    server.instance.start_detached(None).await.unwrap();
+    server.until("knows its end again", |f| f.position.is_some() && f.role == Some(Role::Standby)).await;
+}
+
+#[tokio::test]
+async fn a_running_server_outlives_its_process_and_is_adopted() {
+    let server = Server::primary(1).await;
+    let pid = server.pid();
+    let server = server.reopen().await;
+    assert_eq!(*server.instance.postmaster().borrow(), Postmaster::Running { pid });
+    let facts = server.facts().await;
+    assert_eq!((facts.state, facts.role), (PostgresState::Running, Some(Role::Primary)));
+    assert_eq!(server.instance.promoted(), Some((Epoch(2), Timeline(2))), "the successor knows for which epoch it was promoted");
+    let mut exits = server.instance.postmaster();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    let begun = Instant::now();
+    exits.wait_for(|p| matches!(p, Postmaster::Exited { .. })).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(100), "an adopted one's end is noticed as fast");
+}
+
+#[tokio::test]
+async fn a_hung_server_is_unknown_and_never_stopped() {
+    let server = Server::primary(1).await;
+    assert_eq!(server.facts().await.state, PostgresState::Running);
+    let pid = Pid::from_raw(server.pid()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    // The kept connection still works; only a new one shows that the postmaster hangs.
+    let facts = server.until("is no longer running", |f| f.state != PostgresState::Running).await;
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(facts.state, PostgresState::Unknown);
+    server.until_state(PostgresState::Running).await;
+    kill_process(pid, Signal::STOP).unwrap();
+    server.instance.demote().await.unwrap();
+    assert_eq!(server.facts().await.state, PostgresState::Stopped, "a frozen one is killed");
+}
+
+#[tokio::test]
+async fn an_emergency_stop_works_from_any_thread() {
+    let server = Server::primary(1).await;
+    let emergency = server.instance.emergency();
+    let client = server.client().await;
+    std::thread::Builder::new().spawn(move || assert!(emergency.immediate())).unwrap().join().unwrap();
+    server.until_state(PostgresState::Stopped).await;
+    assert!(client.simple_query("SELECT 1").await.is_err());
+    assert!(!server.instance.emergency().immediate());
+}

@@ -1,0 +1,126 @@
+//! Directories that are not ours, versions that do not fit: refused in words that say what to do, and left as they were.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot go on panics; it measures with Instant.
+
+use crate::postgres_rig::{Server, bin_dir, free_port, temp_dir};
+use std::collections::BTreeMap;
+use std::path::Path;
+use trilithon::postgres::{Error, Instance, InstanceConfig};
+use trilithon::telemetry::Clock;
+use trilithon::types::{NodeId, SystemId};
+
+async fn open(dir: &Path, os_user: Option<&str>) -> Result<Instance, Error> {
+    let config = InstanceConfig {
+        node: NodeId(1),
+        node_dir: dir.to_path_buf(),
+        pgdata: None,
+        bin_dir: bin_dir(),
+        listen: "127.0.0.1".into(),
+        port: free_port(),
+        os_user: os_user.map(str::to_owned),
+        parameters: BTreeMap::new(),
+        hba: vec![],
+    };
+    Instance::open(config, Clock::default()).await
+}
+
+#[tokio::test]
+async fn a_directory_of_something_else_is_left_alone() {
+    let dir = temp_dir();
+    let foreign = dir.path().join("pgdata");
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::write(foreign.join("thesis.tex"), "years of work").unwrap();
+    let refused = open(dir.path(), None).await.err().unwrap();
+    assert!(matches!(refused, Error::ForeignDirectory { .. }));
+    assert!(refused.to_string().contains("thesis.tex"), "{refused}");
+    assert_eq!(std::fs::read_to_string(foreign.join("thesis.tex")).unwrap(), "years of work");
+}
+
+#[tokio::test]
+async fn another_major_version_is_named_with_the_package_that_helps() {
+    let dir = temp_dir();
+    let data = dir.path().join("pgdata");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("PG_VERSION"), "12\n").unwrap();
+    if rustix::process::geteuid().is_root() {
+        let refused = open(dir.path(), None).await.err().unwrap();
+        assert!(matches!(refused, Error::OtherOwner { found: 0, .. }), "{refused}");
+        let status = std::process::Command::new("chown").args(["-R", "postgres"]).arg(&data).status().unwrap();
+        assert!(status.success());
+    }
+    let refused = open(dir.path(), None).await.err().unwrap();
+    assert!(matches!(refused, Error::OtherMajor { data: 12, .. }));
+    assert!(refused.to_string().contains("postgresql-12"), "{refused}");
+}
+
+#[tokio::test]
+async fn an_unknown_user_is_refused() {
+    if rustix::process::geteuid().is_root() {
+        let dir = temp_dir();
+        assert!(matches!(open(dir.path(), Some("nobody-of-that-name")).await, Err(Error::NoSuchUser(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_postgres_cannot_enter_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    if rustix::process::geteuid().is_root() {
+        let dir = temp_dir();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let refused = open(&dir.path().join("node"), None).await.err().unwrap();
+        assert!(matches!(&refused, Error::NotTraversable { path, .. } if path == dir.path()), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn another_system_is_neither_started_nor_copied_nor_initialised_again() {
+    let server = Server::primary(1).await;
+    let other = SystemId(42);
+    assert!(matches!(server.instance.init_db().await, Err(Error::AlreadyInitialised { .. })));
+    assert!(matches!(server.instance.start_detached(Some(other)).await, Err(Error::StillRunning)));
+    let joiner = Server::empty(2).await;
+    joiner.instance.set_secrets(server.secrets()).await.unwrap();
+    let refused = joiner.instance.clone_from(&server.upstream(2), Some(other)).await;
+    assert!(matches!(refused, Err(Error::OtherSystem { expected, .. }) if expected == other));
+    server.instance.demote().await.unwrap();
+    assert!(matches!(server.instance.start_detached(Some(other)).await, Err(Error::OtherSystem { .. })));
+    server.instance.start_detached(None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_in_use_and_a_wrong_parameter_are_told_in_postgres_words() {
+    let server = Server::empty(1).await;
+    server.instance.init_db().await.unwrap();
+    let taken = std::net::TcpListener::bind(("127.0.0.1", server.port)).unwrap();
+    let refused = server.instance.start_detached(None).await.unwrap_err();
+    assert!(matches!(&refused, Error::StartFailed { log } if log.contains("Address already in use")), "{refused}");
+    drop(taken);
+    let mut settings = server.settings();
+    settings.insert("shared_buffers".into(), "plenty".into());
+    server.instance.configure(settings, vec![]).await.unwrap();
+    let refused = server.instance.start_detached(None).await.unwrap_err();
+    assert!(matches!(&refused, Error::StartFailed { log } if log.contains("shared_buffers")), "{refused}");
+    server.instance.configure(server.settings(), vec![]).await.unwrap();
+    server.instance.start_detached(None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_somebody_else_started_is_not_taken_over() {
+    let server = Server::primary(1).await;
+    let found = server.facts().await.system;
+    server.instance.stop(crate::postgres_rig::LIMIT).await.unwrap();
+    let bin = server.instance.install().bin_dir;
+    let mut command = tokio::process::Command::new(bin.join("postgres"));
+    command.arg("-D").arg(server.instance.pgdata()).arg("-c").arg(format!("port={}", free_port())).current_dir(server.dir.path());
+    command.arg("-c").arg(format!("unix_socket_directories={}", server.instance.socket_dir().display()));
+    if rustix::process::geteuid().is_root() {
+        let owner = std::fs::metadata(server.instance.pgdata()).unwrap();
+        command.uid(std::os::unix::fs::MetadataExt::uid(&owner)).gid(std::os::unix::fs::MetadataExt::gid(&owner));
+    }
+    let mut foreign = command.stderr(std::process::Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let pid_file = server.instance.pgdata().join("postmaster.pid");
+    crate::postgres_rig::until("it runs", || async { std::fs::read_to_string(&pid_file).is_ok_and(|t| t.contains("ready")) }).await;
+    assert!(matches!(server.instance.start_detached(found).await, Err(Error::Orphans { .. })));
+    let refused = open(server.dir.path(), None).await.err().unwrap();
+    assert!(matches!(refused, Error::ForeignPostmaster { .. }), "{refused}");
+    foreign.kill().await.unwrap();
+}

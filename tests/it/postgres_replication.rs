@@ -1,0 +1,214 @@
+//! Two and three servers: copy, stream, turn away, promote across a gap of timelines, follow across it, rewind.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot go on panics; it measures with Instant.
+
+use crate::postgres_rig::{LIMIT, Server, processes_below, try_sql, until};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use trilithon::ha::{PostgresState, Role};
+use trilithon::postgres::Error;
+use trilithon::types::{Epoch, NodeId, Timeline};
+
+/// Commits `text` on `primary`; with a rule in force it returns once that is confirmed.
+async fn write(primary: &Server, text: &str) {
+    primary.sql(&format!("CREATE TABLE IF NOT EXISTS t (v text); INSERT INTO t VALUES ('{text}')")).await;
+}
+
+async fn read(server: &Server) -> Option<String> {
+    server.sql("SELECT string_agg(v, ' ' ORDER BY v) FROM t").await
+}
+
+async fn until_reads(server: &Server, text: &str) {
+    until("the standby has replayed it", || async {
+        try_sql(&server.client().await, "SELECT string_agg(v, ' ' ORDER BY v) FROM t").await.ok().flatten().as_deref() == Some(text)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_copy_streams_and_its_slot_waits_on_the_primary() {
+    let primary = Server::primary(1).await;
+    write(&primary, "a").await;
+    let standby = Server::standby(2, &primary).await;
+    until_reads(&standby, "a").await;
+    let seen = primary.until("sees its standby", |f| f.standbys.get(&NodeId(2)).is_some_and(|s| s.streaming)).await;
+    assert!(!seen.standbys[&NodeId(2)].sync, "no rule names it yet");
+    let active = primary.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'trilithon_n2'").await;
+    assert_eq!(active.as_deref(), Some("t"));
+    assert_eq!(standby.facts().await.role, Some(Role::Standby));
+}
+
+#[tokio::test]
+async fn turning_away_is_fast_and_final() {
+    let primary = Server::primary(1).await;
+    let standby = Server::standby(2, &primary).await;
+    primary.instance.apply_rule(Epoch(2), &primary.rule(&[2], 1), LIMIT).await.unwrap();
+    write(&primary, "a").await;
+    let begun = Instant::now();
+    standby.instance.detach(LIMIT).await.unwrap();
+    println!("detach took {:?}", begun.elapsed());
+    let sealed = standby.until("has its end", |f| f.position.is_some()).await;
+    assert_eq!((sealed.streaming_from, standby.instance.following()), (None, None));
+    // From now on the old primary gets no confirmation.
+    let client = primary.client().await;
+    let waiting = tokio::task::spawn(async move { try_sql(&client, "INSERT INTO t VALUES ('lost')").await });
+    until("the commit waits", || async {
+        primary.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").await.as_deref() == Some("1")
+    })
+    .await;
+    let flushed = primary.facts().await.position.unwrap().lsn;
+    let after = standby.facts().await.position.unwrap();
+    assert_eq!(after, sealed.position.unwrap(), "the sealed end stays");
+    assert!(after.lsn < flushed);
+    assert!(!waiting.is_finished(), "nobody confirms to the old primary");
+    primary.instance.demote().await.unwrap();
+    waiting.await.unwrap().unwrap_err();
+}
+
+#[tokio::test]
+async fn a_walreceiver_with_old_configuration_cannot_connect_again() {
+    let primary = Server::primary(1).await;
+    let standby = Server::standby(2, &primary).await;
+    standby.instance.detach(LIMIT).await.unwrap();
+    // Somebody brings the old connection string back, without the password file.
+    let conninfo = format!("host=127.0.0.1 port={} user=trilithon_replication application_name=trilithon_n2", primary.port);
+    std::fs::write(standby.instance.pgdata().join("postgresql.auto.conf"), format!("primary_conninfo = '{conninfo}'\n")).unwrap();
+    standby.sql("SELECT pg_reload_conf()").await;
+    until("its connection is refused", || async { standby.log().contains("no password supplied") }).await;
+    assert_eq!(standby.facts().await.streaming_from, None);
+    let drift = standby.instance.drift().await.unwrap();
+    assert_eq!(drift.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["primary_conninfo"]);
+}
+
+#[tokio::test]
+async fn a_promotion_skips_claimed_timelines_and_others_follow_across_the_gap() {
+    let old = Server::primary(1).await;
+    let winner = Server::standby(2, &old).await;
+    let third = Server::standby(3, &old).await;
+    old.instance.apply_rule(Epoch(2), &old.rule(&[2, 3], 2), LIMIT).await.unwrap();
+    write(&old, "a").await;
+    old.instance.demote().await.unwrap();
+    for standby in [&winner, &third] {
+        standby.instance.detach(LIMIT).await.unwrap();
+        standby.until("has its end", |f| f.position.is_some()).await;
+    }
+    let begun = Instant::now();
+    winner.instance.promote(Epoch(6), Timeline(6), &winner.rule(&[3], 1), LIMIT).await.unwrap();
+    println!("promotion took {:?}", begun.elapsed());
+    let promoted = winner.facts().await;
+    assert_eq!(promoted.timeline, Some(Timeline(6)));
+    assert_eq!(promoted.ancestry.iter().map(|(t, _)| t.0).collect::<Vec<_>>(), [1, 2]);
+    third.instance.follow(winner.upstream(6), None).await.unwrap();
+    third.until("streams from the winner", |f| f.streaming_from == Some(NodeId(2))).await;
+    winner.instance.apply_rule(Epoch(6), &winner.rule(&[3], 1), LIMIT).await.unwrap();
+    write(&winner, "b").await;
+    until_reads(&third, "a b").await;
+    third.until("is on the new timeline", |f| f.timeline == Some(Timeline(6)) && f.position.is_some()).await;
+    // A restart of the follower finds its timeline again, with the gap's placeholders beside it.
+    third.instance.stop(LIMIT).await.unwrap();
+    third.instance.start_detached(None).await.unwrap();
+    third.until("is on the new timeline after a restart", |f| f.timeline == Some(Timeline(6)) && f.position.is_some()).await;
+}
+
+#[tokio::test]
+async fn a_diverged_primary_is_rewound_and_follows() {
+    let old = Server::primary(1).await;
+    let winner = Server::standby(2, &old).await;
+    write(&old, "a").await;
+    until_reads(&winner, "a").await;
+    winner.instance.detach(LIMIT).await.unwrap();
+    write(&old, "lost").await;
+    old.instance.demote().await.unwrap();
+    winner.instance.promote(Epoch(4), Timeline(4), &winner.alone(), LIMIT).await.unwrap();
+    write(&winner, "b").await;
+    assert!(matches!(old.instance.rewind(&winner.upstream(4), None).await, Err(Error::NotCleanlyStopped(_))));
+    old.instance.start_detached(None).await.unwrap();
+    let recovered = old.until("knows its end", |f| f.position.is_some()).await;
+    old.instance.stop(LIMIT).await.unwrap();
+    let stopped = old.facts().await;
+    assert_eq!((stopped.state, stopped.position), (PostgresState::Stopped, recovered.position), "a clean stop remembers the end of WAL");
+    old.instance.rewind(&winner.upstream(4), None).await.unwrap();
+    assert!(!old.instance.poisoned());
+    assert_eq!(old.instance.following(), Some((NodeId(2), Epoch(4))));
+    until_reads(&old, "a b").await;
+    old.until("streams on the new timeline", |f| f.streaming_from == Some(NodeId(2)) && f.timeline == Some(Timeline(4))).await;
+}
+
+#[tokio::test]
+async fn a_killed_rewind_poisons_the_directory_until_it_is_copied_anew() {
+    let old = Server::primary(1).await;
+    let winner = Server::standby(2, &old).await;
+    write(&old, "a").await;
+    until_reads(&winner, "a").await;
+    winner.instance.detach(LIMIT).await.unwrap();
+    write(&old, "lost").await;
+    old.instance.stop(LIMIT).await.unwrap();
+    winner.instance.promote(Epoch(4), Timeline(4), &winner.alone(), LIMIT).await.unwrap();
+    winner.sql("CREATE TABLE filler AS SELECT repeat('x', 900) AS x FROM generate_series(1, 20000)").await;
+    {
+        let source = winner.upstream(4);
+        let mut rewind = Box::pin(old.instance.rewind(&source, None));
+        tokio::select! {
+            biased;
+            () = until("the rewind has begun", || async { old.instance.poisoned() }) => {}
+            ended = &mut rewind => panic!("it ended first: {ended:?}"),
+        }
+    }
+    assert!(old.instance.poisoned());
+    until("the tool is killed with its caller", || async { processes_below(old.dir.path()).is_empty() }).await;
+    assert!(matches!(old.instance.start_detached(None).await, Err(Error::Poisoned { .. })));
+    assert!(matches!(old.instance.rewind(&winner.upstream(4), None).await, Err(Error::Poisoned { .. })));
+    old.instance.clone_from(&winner.upstream(4), None).await.unwrap();
+    assert!(!old.instance.poisoned());
+    old.instance.follow(winner.upstream(4), None).await.unwrap();
+    until_reads(&old, "a").await;
+    assert!(old.dir.path().join("pgdata.previous/PG_VERSION").exists(), "the old directory is kept aside");
+}
+
+#[tokio::test]
+async fn a_drained_primary_ends_where_its_standby_does_and_follows_without_a_rewind() {
+    let old = Server::primary(1).await;
+    let winner = Server::standby(2, &old).await;
+    old.instance.apply_rule(Epoch(2), &old.rule(&[2], 1), LIMIT).await.unwrap();
+    write(&old, "a").await;
+    old.instance.prepare(LIMIT).await.unwrap();
+    let open = old.client().await;
+    try_sql(&open, "BEGIN; INSERT INTO t VALUES ('open')").await.unwrap();
+    let begun = Instant::now();
+    old.instance.drain(Duration::from_millis(300), LIMIT).await.unwrap();
+    println!("drain took {:?}", begun.elapsed());
+    let drained = old.facts().await;
+    let checkpoint = drained.shutdown_checkpoint.unwrap();
+    let held = winner.until("holds everything", |f| f.position.is_some_and(|p| p.lsn > checkpoint)).await;
+    assert_eq!(drained.position.unwrap().lsn, checkpoint);
+    assert!(held.position > drained.position);
+    assert!(try_sql(&open, "COMMIT").await.is_err());
+    winner.instance.detach(LIMIT).await.unwrap();
+    winner.instance.promote(Epoch(3), Timeline(3), &winner.rule(&[1], 1), LIMIT).await.unwrap();
+    old.instance.follow(winner.upstream(3), None).await.unwrap();
+    old.until("streams from the winner", |f| f.streaming_from == Some(NodeId(2))).await;
+    winner.instance.apply_rule(Epoch(3), &winner.rule(&[1], 1), LIMIT).await.unwrap();
+    write(&winner, "b").await;
+    until_reads(&old, "a b").await;
+    assert_eq!(read(&winner).await.as_deref(), Some("a b"), "the open transaction did not happen");
+}
+
+#[tokio::test]
+async fn slots_exist_on_standbys_and_are_advanced_and_dropped() {
+    let primary = Server::primary(1).await;
+    let standby = Server::standby(2, &primary).await;
+    standby.instance.sync_slots(&BTreeMap::from([(NodeId(1), None), (NodeId(2), None), (NodeId(3), None)])).await.unwrap();
+    let slots = "SELECT string_agg(slot_name, ' ' ORDER BY slot_name) FROM pg_replication_slots WHERE restart_lsn IS NOT NULL";
+    assert_eq!(standby.sql(slots).await.as_deref(), Some("trilithon_n1 trilithon_n3"));
+    write(&primary, "a").await;
+    primary.sql("SELECT pg_switch_wal()").await;
+    write(&primary, "b").await;
+    until_reads(&standby, "a b").await;
+    let flushed = standby.facts().await.position.unwrap().lsn;
+    standby.instance.sync_slots(&BTreeMap::from([(NodeId(1), None), (NodeId(3), Some(flushed))])).await.unwrap();
+    let restart = standby.sql("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'trilithon_n3'").await.unwrap();
+    assert!(restart.parse::<trilithon::types::Lsn>().unwrap() <= flushed);
+    let moved = "SELECT pg_wal_lsn_diff(max(restart_lsn), min(restart_lsn)) > 0 FROM pg_replication_slots";
+    assert_eq!(standby.sql(moved).await.as_deref(), Some("t"), "only the one whose member is known to be further moved");
+    standby.instance.sync_slots(&BTreeMap::from([(NodeId(1), None)])).await.unwrap();
+    assert_eq!(standby.sql(slots).await.as_deref(), Some("trilithon_n1"));
+}
