@@ -33,6 +33,7 @@ pub fn status(snapshot: &Snapshot) -> ClusterStatus {
         writable: writable(snapshot),
         system: state.system.map(|system| system.to_string()),
         answered_by: snapshot.me.to_string(),
+        quorum: snapshot.raft.has_quorum(),
     }
 }
 

@@ -27,8 +27,8 @@ pub use address::HostPort;
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use settings::{change_settings, show_settings};
 pub use types::{
-    ApiConfig, Bootstrap, ClusterConfig, Config, ConsensusConfig, Consistency, LogFormat, NodeConfig, Peer, PoolMode, PostgresConfig,
-    ProxyConfig, TelemetryConfig, TlsConfig,
+    ApiConfig, Bootstrap, ClusterConfig, Config, ConsensusConfig, Consistency, NodeConfig, Peer, PoolMode, PostgresConfig, ProxyConfig,
+    TelemetryConfig, TlsConfig,
 };
 
 use raw::Raw;

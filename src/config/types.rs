@@ -2,6 +2,7 @@
 
 use super::HostPort;
 use crate::cluster::{MemberKind, Settings, Tags};
+use crate::telemetry::LogFormat;
 use crate::types::NodeName;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -131,15 +132,6 @@ pub struct ApiConfig {
     pub tls: Option<TlsConfig>,
     /// Content is the bearer token for actions over HTTP; `None`: no actions over HTTP.
     pub token_file: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text; coloured on a terminal.
-    #[default]
-    Auto,
-    Text,
-    Json,
 }
 
 #[derive(Clone, Debug, PartialEq)]

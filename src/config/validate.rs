@@ -3,11 +3,12 @@
 use super::error::ConfigErrors;
 use super::reader::{Reader, Refusal, brief};
 use super::types::{
-    ApiConfig, Bootstrap, ClusterConfig, Config, ConsensusConfig, Consistency, LogFormat, NodeConfig, Peer, PoolMode, PostgresConfig,
-    ProxyConfig, TelemetryConfig, TlsConfig,
+    ApiConfig, Bootstrap, ClusterConfig, Config, ConsensusConfig, Consistency, NodeConfig, Peer, PoolMode, PostgresConfig, ProxyConfig,
+    TelemetryConfig, TlsConfig,
 };
 use super::{HostPort, settings};
 use crate::cluster::{Durability, MemberKind, Settings, Tags};
+use crate::telemetry::LogFormat;
 use crate::types::NodeName;
 use std::path::PathBuf;
 use std::time::Duration;
