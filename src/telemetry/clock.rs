@@ -24,6 +24,13 @@ impl Clock {
         let ms = u64::try_from(t.tv_sec).unwrap_or(0) * 1000 + u64::try_from(t.tv_nsec).unwrap_or(0) / 1_000_000;
         Millis(ms * self.rate_permille / 1000)
     }
+
+    /// Since boot, to the nanosecond, for durations that are shown and never decide.
+    #[must_use]
+    pub fn precise(&self) -> Duration {
+        let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::new(u64::try_from(t.tv_sec).unwrap_or(0), u32::try_from(t.tv_nsec).unwrap_or(0))
+    }
 }
 
 /// Wall-clock time since 1970, for display only: it never decides.

@@ -1,5 +1,6 @@
 //! The one integration-test binary: linking is what costs on small machines. Each file is a module; add yours to the list.
 
+mod consensus;
 mod postgres_basic;
 mod postgres_refusals;
 mod postgres_replication;

@@ -1,0 +1,164 @@
+//! The replicated state, applied in memory and published.
+//!
+//! Nothing here is durable by itself: after a restart openraft rebuilds the state from the snapshot and the log, up to the last
+//! index known to be committed. The hook runs synchronously at each entry, so that a lease's change is stamped with the time at
+//! which this process applied it (INV-9), not the time at which somebody looked.
+
+use super::raft::{Applied, EntryPayload, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
+use super::snapshot::{self, Decoded, SnapshotDir};
+use crate::cluster::{self, ClusterState};
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{OptionalSend, entry::RaftEntry};
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+use tokio::sync::watch;
+
+/// Called with the state after each applied entry and after each installed snapshot. Must not block.
+pub type ApplyHook = Arc<dyn Fn(&ClusterState) + Send + Sync>;
+
+/// The snapshot on disk; shared between the state machine and its builders.
+#[derive(Clone, Debug, Default)]
+struct Current(Arc<RwLock<Option<(SnapshotMeta, Bytes)>>>);
+
+impl Current {
+    fn set(&self, meta: SnapshotMeta, bytes: Bytes) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some((meta, bytes));
+    }
+
+    fn get(&self) -> Option<Snapshot> {
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().map(|(meta, bytes)| Snapshot { meta: meta.clone(), snapshot: bytes.clone() })
+    }
+}
+
+/// openraft's view of the replicated state.
+pub struct StateMachine {
+    state: Arc<ClusterState>,
+    last_applied: Option<LogId>,
+    membership: StoredMembership,
+    published: watch::Sender<Arc<ClusterState>>,
+    hook: ApplyHook,
+    dir: SnapshotDir,
+    current: Current,
+}
+
+impl StateMachine {
+    /// Start from the snapshot on disk, or from nothing.
+    pub fn new(dir: SnapshotDir, loaded: Option<(Decoded, Bytes)>, published: watch::Sender<Arc<ClusterState>>, hook: ApplyHook) -> Self {
+        let current = Current::default();
+        let decoded = loaded.map(|(decoded, bytes)| {
+            current.set(decoded.meta.clone(), bytes);
+            decoded
+        });
+        let Decoded { meta, state } = decoded.unwrap_or_default();
+        let machine = StateMachine {
+            state: Arc::new(state),
+            last_applied: meta.last_log_id,
+            membership: meta.last_membership,
+            published,
+            hook,
+            dir,
+            current,
+        };
+        machine.publish();
+        machine
+    }
+
+    fn publish(&self) {
+        (self.hook)(&self.state);
+        self.published.send_replace(self.state.clone());
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = Bytes;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.last_applied, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let log_id = entry.log_id();
+            let answer = match entry.payload {
+                EntryPayload::Blank => Applied(None),
+                EntryPayload::Membership(membership) => {
+                    self.membership = StoredMembership::new(Some(log_id), membership);
+                    Applied(None)
+                }
+                EntryPayload::Normal(data) => {
+                    // Skipping an entry that others apply would make this copy differ from theirs: stop instead.
+                    let proposal = data.decode().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+                    let outcome = cluster::apply(Arc::make_mut(&mut self.state), &proposal);
+                    self.publish();
+                    Applied(Some(outcome))
+                }
+            };
+            self.last_applied = Some(log_id);
+            // Published before answered: whoever is told of an outcome finds it in the state.
+            if let Some(responder) = responder {
+                responder.send(answer);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        let meta = SnapshotMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() };
+        Builder { meta, state: self.state.clone(), dir: self.dir.clone(), current: self.current.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, bytes: Bytes) -> io::Result<()> {
+        let (dir, copy) = (self.dir.clone(), bytes.clone());
+        let decoded = blocking(move || {
+            let decoded = snapshot::decode(&copy).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+            dir.save(&copy)?;
+            Ok(decoded)
+        });
+        let decoded = decoded.await?;
+        self.current.set(meta.clone(), bytes);
+        self.state = Arc::new(decoded.state);
+        self.last_applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.publish();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        Ok(self.current.get())
+    }
+}
+
+/// Builds one snapshot from a frozen copy of the state.
+pub struct Builder {
+    meta: SnapshotMeta,
+    state: Arc<ClusterState>,
+    dir: SnapshotDir,
+    current: Current,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = Bytes;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let (meta, state, dir) = (self.meta.clone(), self.state.clone(), self.dir.clone());
+        let bytes = blocking(move || {
+            let bytes = snapshot::encode(&meta, &state)?;
+            dir.save(&bytes)?;
+            Ok(bytes)
+        });
+        let bytes = bytes.await?;
+        self.current.set(self.meta.clone(), bytes.clone());
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: bytes })
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
