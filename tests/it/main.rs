@@ -6,4 +6,5 @@ mod postgres_refusals;
 mod postgres_replication;
 mod postgres_rig;
 mod postgres_rule;
+mod sim;
 mod tidy;

@@ -3,7 +3,7 @@
 use super::node::Slot;
 use super::world::{Event, World};
 use trilithon::cluster::{Command, Durability, MemberKind, Proposal, Tags};
-use trilithon::types::{NodeId, RequestId};
+use trilithon::types::RequestId;
 
 /// Requests made so far; a retry sends the same one again, decided on a newer revision.
 #[derive(Clone, Debug, Default)]
@@ -79,20 +79,19 @@ impl World {
 
     /// Back to plain settings, so that the world may become whole.
     pub fn tidy_up(&mut self) {
-        let mut commands = vec![Command::Pause { paused: false }];
-        let ids: Vec<NodeId> = self.raft.truth.data_members().collect();
-        for node in ids {
-            commands.push(Command::SetTags { node, tags: Tags::default() });
-            if self.raft.truth.fences.contains(&node) {
-                commands.push(Command::Fence { node, fenced: false });
-            }
+        let state = &self.raft.truth;
+        let mut commands = Vec::new();
+        if state.paused {
+            commands.push(Command::Pause { paused: false });
         }
+        for (node, _) in state.members.iter().filter(|(_, m)| m.tags != Tags::default()) {
+            commands.push(Command::SetTags { node: *node, tags: Tags::default() });
+        }
+        commands.extend(state.fences.iter().map(|node| Command::Fence { node: *node, fenced: false }));
         for command in commands {
-            let expect = None;
-            let needs = matches!(command, Command::Fence { .. });
             let leader = self.raft.leader.unwrap_or(0);
-            let revision = needs.then_some(self.raft.truth.revision);
-            self.propose(leader, Proposal { expect: revision.or(expect), request: None, command });
+            let expect = matches!(command, Command::Fence { .. }).then_some(self.raft.truth.revision);
+            self.propose(leader, Proposal { expect, request: None, command });
         }
     }
 

@@ -72,6 +72,7 @@ impl World {
         self.look_for_the_dead(slot);
         self.schedule_apply(slot);
         self.schedule_fence(slot, every);
+        self.give_up_start(slot);
         self.step_and_tell(slot, true);
         self.check_serving(slot);
     }
@@ -116,8 +117,10 @@ impl World {
 
     fn step_and_tell(&mut self, slot: Slot, heartbeat: bool) {
         let local = self.observe(slot);
-        let running = self.nodes[slot].agent.action.as_ref().map(|r| r.action.clone());
-        let preemptible = matches!(running, Some(Action::ApplyRule { .. } | Action::Prepare { .. } | Action::Drain));
+        let (running, stage) = self.nodes[slot].agent.action.as_ref().map(|r| (r.action.clone(), r.stage)).unzip();
+        // A shutdown that has begun is seen through.
+        let draining = running == Some(Action::Drain) && stage == Some(0);
+        let preemptible = draining || matches!(running, Some(Action::ApplyRule { .. } | Action::Prepare { .. }));
         if running.is_none() || preemptible || local.postgres.role == Some(Role::Primary) {
             let step = self.core.converge(&self.nodes[slot].agent.state, &local);
             let reason = step.reason.to_string();

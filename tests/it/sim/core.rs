@@ -206,6 +206,10 @@ impl Core {
         self.is(Mutant::SettleWithoutMarker)
     }
 
+    pub fn proof_outlives_its_rule(&self) -> bool {
+        self.is(Mutant::ProofOutlivesItsRule)
+    }
+
     pub fn acknowledges_while_draining(&self) -> bool {
         self.is(Mutant::AcknowledgeWhileDraining)
     }

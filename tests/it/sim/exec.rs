@@ -31,8 +31,6 @@ impl World {
             None => self.fresh_id(),
         };
         let took = self.duration(slot, &action);
-        let node = &mut self.nodes[slot];
-        let sent = node.clock(self.now);
         let replacing = match &action {
             Action::Clone { .. } => Some(Replacing::Clone),
             Action::Rewind { .. } => Some(Replacing::Rewind),
@@ -40,8 +38,13 @@ impl World {
         };
         if let Some(replacing) = replacing {
             self.crash_postgres(slot);
+            let copied = match &action {
+                Action::Clone { primary } | Action::Rewind { primary } => self.source(slot, *primary),
+                _in_place => None,
+            };
             let pg = &mut self.nodes[slot].pg;
             pg.replacing = Some(replacing);
+            pg.copied = copied;
             if replacing == Replacing::Clone {
                 pg.data = None;
             }
@@ -49,9 +52,13 @@ impl World {
             pg.poisoned = true;
         }
         if let Action::ApplyRule { rule, .. } = &action {
+            // INV-6: the proof of another rule ends where its names leave the configuration, also if this attempt is broken off.
+            if !self.core.proof_outlives_its_rule() {
+                self.nodes[slot].agent.settled = None;
+            }
             self.set_names(slot, rule);
         }
-        self.nodes[slot].agent.action = Some(Running { token, action, since: self.now, sent, stage: 0 });
+        self.nodes[slot].agent.action = Some(Running { token, action, since: self.now, stage: 0 });
         self.after(took, Event::ActionDone { slot, token });
     }
 
@@ -244,9 +251,13 @@ impl World {
             return self.failed(slot);
         }
         let Some(mine) = self.nodes[slot].pg.tip() else { return self.failed(slot) };
-        let fork = self.wal.common(mine, theirs);
+        // The source's WAL files come along as they were when the copy began; the rest must be streamed.
+        let begun = self.nodes[slot].pg.copied.filter(|t| self.wal.contains(theirs, *t) && t.branch == theirs.branch);
+        if self.wal.contains(theirs, mine) {
+            return true;
+        }
         if let Some(data) = &mut self.nodes[slot].pg.data {
-            data.tip = fork;
+            data.tip = begun.unwrap_or(theirs);
             data.consistent_at = theirs;
             data.clean = false;
             data.shutdown_checkpoint = None;
@@ -265,10 +276,11 @@ impl World {
         };
         let system = self.nodes[from].pg.data.as_ref().map(|d| d.system).unwrap_or(SystemId(0));
         let pg = &mut self.nodes[slot].pg;
+        let begun = pg.copied.filter(|t| self.wal.contains(theirs, *t) && t.branch == theirs.branch);
         pg.poisoned = false;
         pg.data = Some(Data {
             system,
-            tip: theirs,
+            tip: begun.unwrap_or(theirs),
             clean: false,
             shutdown_checkpoint: None,
             consistent_at: theirs,

@@ -123,7 +123,7 @@ impl World {
         node.agent.forget();
         // A copy or a rewind is the agent's child and ends with it; the directory stays poisoned.
         node.pg.replacing = None;
-        self.consensus_disturbed();
+        self.leader_died(slot);
     }
 
     /// An action is cut short. A promotion may have begun on disk.
@@ -159,7 +159,7 @@ impl World {
         let node = &mut self.nodes[slot];
         node.agent.forget();
         node.pg.replacing = None;
-        self.consensus_disturbed();
+        self.leader_died(slot);
     }
 
     fn freeze_for_a_while(&mut self, slot: Slot, agent: bool, postgres: bool, unseen: bool) {

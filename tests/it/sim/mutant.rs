@@ -15,6 +15,7 @@ pub enum Mutant {
     ReplaceRuleAtOnce,
     ElectForgetsOldRules,
     SettleWithoutMarker,
+    ProofOutlivesItsRule,
     NarrowBeforeJoint,
     WidenBeforeJoint,
     NoCompareAndSet,
@@ -40,7 +41,7 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 34] = [
+    pub const ALL: [Mutant; 35] = [
         Mutant::SkipTheSeal,
         Mutant::CountAnyAsSealed,
         Mutant::OldSealsCount,
@@ -53,6 +54,7 @@ impl Mutant {
         Mutant::ReplaceRuleAtOnce,
         Mutant::ElectForgetsOldRules,
         Mutant::SettleWithoutMarker,
+        Mutant::ProofOutlivesItsRule,
         Mutant::NarrowBeforeJoint,
         Mutant::WidenBeforeJoint,
         Mutant::NoCompareAndSet,

@@ -67,6 +67,9 @@ pub struct Postgres {
     pub proc: Proc,
     /// A copy or a rewind replaces the directory.
     pub replacing: Option<Replacing>,
+    /// End of the source's WAL when the copy began.
+    pub copied: Option<Tip>,
+    pub started: Time,
     /// Counts starts: what belongs to an earlier one is void.
     pub inc: u32,
     pub frozen: Option<Time>,
@@ -154,8 +157,6 @@ pub struct Running {
     pub token: u64,
     pub action: Action,
     pub since: Time,
-    /// Local clock when it began, before anything was sent.
-    pub sent: Millis,
     pub stage: u8,
 }
 
@@ -191,6 +192,8 @@ impl Node {
                 poisoned: false,
                 proc: Proc::Stopped,
                 replacing: None,
+                copied: None,
+                started: 0,
                 inc: 0,
                 frozen: None,
                 inbox: Vec::new(),

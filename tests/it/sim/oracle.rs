@@ -18,7 +18,7 @@ use super::node::{Slot, Time};
 use super::wal::Tip;
 use super::world::World;
 use std::collections::{BTreeMap, BTreeSet};
-use trilithon::cluster::{ChangeKind, ClusterState, Command, ElectionCause, Outcome, Phase, Proposal, SyncRule};
+use trilithon::cluster::{ClusterState, Command, Durability, ElectionCause, Outcome, Phase, Proposal, SyncRule};
 use trilithon::ha::{Action, NodeObservation};
 use trilithon::types::{Epoch, NodeId, RequestId, Timeline};
 
@@ -90,7 +90,8 @@ impl World {
             self.violate("P2", || format!("epoch {epoch} acknowledged a write begun after epoch {later} did"));
         }
         self.oracle.first_ack.entry(epoch).or_insert(self.now);
-        if acks == 0 {
+        // A primary that goes on alone promises what its own disk holds; only asynchronous mode promises less.
+        if acks == 0 && self.raft.truth.settings.durability == Durability::Async {
             self.oracle.alone.push((end, self.now));
             return;
         }
@@ -127,6 +128,10 @@ impl World {
     /// A proxy let a client read everything visible up to `end`.
     pub fn was_read(&mut self, end: Tip) {
         self.oracle.reads += 1;
+        // Asynchronous mode promises a bound, not this.
+        if self.cfg.settings.durability == Durability::Async {
+            return;
+        }
         if let Some(before) = self.oracle.read
             && !self.wal.contains(end, before)
             && !self.wal.contains(before, end)
@@ -189,11 +194,20 @@ impl World {
         if quiet && !planned {
             self.violate("cause", || format!("an election ({cause:?}) although nothing was wrong"));
         }
-        // Fastest clock 5 % fast: it may wait a little less than the ttl of true time.
-        let waited = self.now - self.oracle.renewed_at;
-        let ttl = self.cfg.settings.lease_ttl_ms;
-        if cause == ElectionCause::LeaseExpired && before.lease.holder.is_some() && waited < ttl * 95 / 100 {
-            self.violate("cause", || format!("the lease was renewed {waited} ms ago and is called expired"));
+        if cause == ElectionCause::LeaseExpired {
+            self.judge_expiry(before);
+        }
+    }
+
+    /// INV-9: a lease is called expired only when its holder, by its own clock, has ended it.
+    fn judge_expiry(&mut self, before: &ClusterState) {
+        let Some(slot) = before.lease.holder.and_then(|h| self.slot_of.get(&h).copied()) else { return };
+        let node = &self.nodes[slot];
+        let clock = node.clock(self.now);
+        let held = node.agent.up && node.agent.holder.deadline().is_some_and(|(e, until)| e == before.lease.epoch && until > clock);
+        if held && !node.agent.released && !self.cfg.unseen_pauses {
+            let waited = self.now - self.oracle.renewed_at;
+            self.violate("INV-9", || format!("slot {slot} holds its lease, renewed {waited} ms ago, and it is called expired"));
         }
     }
 
@@ -207,12 +221,12 @@ impl World {
             self.accept_loss(tip);
             return;
         }
+        self.judge_alone(tip);
         for (what, point) in [("P1", self.oracle.acked), ("P3", self.oracle.read)] {
             if let Some(point) = point.filter(|p| !self.wal.contains(tip, *p)) {
                 self.violate(what, || format!("{candidate} was elected at {tip:?} and lacks {point:?}"));
             }
         }
-        self.judge_alone(tip);
     }
 
     /// The administrator accepted a loss in words: what the winner lacks is no longer promised.
@@ -237,10 +251,6 @@ impl World {
             }
         }
         self.oracle.alone = alone.into_iter().filter(|(end, _)| self.wal.contains(tip, *end)).collect();
-        if self.cfg.settings.durability == trilithon::cluster::Durability::Async {
-            let cap = |w: &super::wal::Wal, p: Tip| if w.contains(tip, p) { p } else { w.common(tip, p) };
-            self.oracle.read = self.oracle.read.map(|p| cap(&self.wal, p));
-        }
     }
 
     /// P1 again, at the moment the new primary takes over for good; INV-6: it holds what it was proved with.
@@ -256,12 +266,9 @@ impl World {
         }
         let writer = self.wal.branch(tip).writer;
         if writer != self.raft.truth.epoch && self.nodes[slot].pg.runs_as_primary() {
-            self.violate("INV-6", || format!("settled for {}, but the primary writes as {writer}", self.raft_epoch()));
+            let epoch = self.raft.truth.epoch;
+            self.violate("INV-6", || format!("settled for {epoch}, but the primary writes as {writer}"));
         }
-    }
-
-    fn raft_epoch(&self) -> Epoch {
-        self.raft.truth.epoch
     }
 
     /// INV-9: when a lease is taken, no other's belief is alive.
@@ -358,10 +365,5 @@ impl World {
         if let Some(other) = other {
             self.violate("INV-9", || format!("promoted while slot {other} still serves writes"));
         }
-    }
-
-    /// Is an accepted loss under way? Then fewer promises hold.
-    pub fn loss_ordered(&self) -> bool {
-        self.raft.truth.change.is_some_and(|c| c.kind == ChangeKind::Failover { accept_loss: true })
     }
 }

@@ -173,7 +173,8 @@ impl World {
         }
         let (gen_, lag) = (node.agent.gen_, node.apply_lag);
         self.nodes[slot].agent.apply_scheduled = true;
-        let delay = self.latency(leader, slot) + self.took(0, 8) + lag;
+        // A leader answers only after it has applied.
+        let delay = if slot == leader { lag } else { self.latency(leader, slot) + self.took(0, 8) + lag };
         self.after(delay, Event::Apply { slot, gen_ });
     }
 
@@ -205,6 +206,14 @@ impl World {
             self.violate("apply", || "two members computed different states from one log".into());
         }
         self.wake(slot, 0);
+    }
+
+    /// A leader that restarts is a follower.
+    pub fn leader_died(&mut self, slot: Slot) {
+        if self.raft.leader == Some(slot) {
+            self.raft.leader = None;
+        }
+        self.consensus_disturbed();
     }
 
     /// Somebody died, froze, or lost a link: is the leader still one?

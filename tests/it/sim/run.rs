@@ -54,7 +54,7 @@ pub fn run_seed(cfg: Config, text: bool) -> Report {
         promotions: world.oracle.promotions,
         hash: world.trace.hash(),
         healed_in,
-        transcript: world.trace.tail(400),
+        transcript: world.trace.tail(if text { 100_000 } else { 0 }) + &snapshot(&world),
         violation: world.violation,
     }
 }
@@ -118,6 +118,37 @@ pub fn shortfall(world: &World) -> Option<String> {
         }
     }
     None
+}
+
+/// Where everybody stands.
+fn snapshot(world: &World) -> String {
+    let state = &world.raft.truth;
+    let rules: Vec<String> = state.rules.iter().map(ToString::to_string).collect();
+    let leader = world.raft.leader.map(|l| world.name(l).to_owned());
+    let mut text = format!(
+        "end at {}: phase {:?} epoch {} rules {rules:?} lease {:?} change {:?} consensus leader {leader:?}\n",
+        world.now, state.phase, state.epoch, state.lease, state.change
+    );
+    for n in &world.nodes {
+        let a = &n.agent;
+        text += &format!(
+            "end {} {}: promised {} {:?} up {} {:?} poisoned {} following {:?} receiver {:?} step `{}` action {:?} controller {} `{}`\n",
+            n.name,
+            n.id,
+            a.disk_promise,
+            n.pg.proc,
+            a.up,
+            n.pg.tip(),
+            n.pg.poisoned,
+            n.pg.data.as_ref().and_then(|d| d.following),
+            n.pg.receiver,
+            a.last_step,
+            a.action.as_ref().map(|r| &r.action),
+            a.leads,
+            a.last_reason,
+        );
+    }
+    text
 }
 
 fn hours_wanted() -> u64 {

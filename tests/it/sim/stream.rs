@@ -57,6 +57,7 @@ impl World {
         data.following = following;
         data.shutdown_checkpoint = None;
         pg.proc = Proc::Starting;
+        pg.started = self.now;
         pg.inc += 1;
         pg.replayed = 0;
         let inc = pg.inc;
@@ -86,6 +87,16 @@ impl World {
             pg.proc = Proc::Running { primary: false };
             pg.replayed = data.tip.lsn;
             self.wake(slot, 1);
+        }
+    }
+
+    /// A start that neither ends nor receives anything is given up: the copy lacks WAL that only its lost source had.
+    pub fn give_up_start(&mut self, slot: Slot) {
+        let pg = &self.nodes[slot].pg;
+        let hopeless = pg.proc == Proc::Starting && pg.receiver.is_none() && pg.frozen.is_none() && self.now - pg.started > 45_000;
+        if hopeless {
+            self.crash_postgres(slot);
+            self.nodes[slot].agent.needs_clone = Some("the copy never became consistent".into());
         }
     }
 
