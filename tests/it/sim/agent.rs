@@ -116,6 +116,7 @@ impl World {
     }
 
     fn step_and_tell(&mut self, slot: Slot, heartbeat: bool) {
+        self.abandon_copy(slot);
         let local = self.observe(slot);
         let (running, stage) = self.nodes[slot].agent.action.as_ref().map(|r| (r.action.clone(), r.stage)).unzip();
         // A shutdown that has begun is seen through.
@@ -144,6 +145,19 @@ impl World {
         self.tell(slot, local, heartbeat);
         if self.nodes[slot].agent.leads {
             self.control(slot);
+        }
+    }
+
+    /// A copy from who is no longer primary is broken off; the directory stays poisoned.
+    fn abandon_copy(&mut self, slot: Slot) {
+        let node = &mut self.nodes[slot];
+        let source = match node.agent.action.as_ref().map(|r| &r.action) {
+            Some(Action::Clone { primary } | Action::Rewind { primary }) => Some(*primary),
+            Some(_) | None => None,
+        };
+        if source.is_some() && source != node.agent.state.primary() {
+            node.agent.action = None;
+            node.pg.replacing = None;
         }
     }
 
@@ -253,6 +267,7 @@ impl World {
         let mut observation = NodeObservation {
             node: local.me,
             promised: local.promised,
+            revision: agent.state.revision,
             seal,
             settled: local.settled,
             prepared: local.prepared,

@@ -131,6 +131,15 @@ impl World {
                 agent.released = false;
                 self.failed(slot)
             }
+            // A shutdown goes on when Postgres wakes, or is cut short.
+            Action::Drain if stuck && self.now - running.since < 30_000 => {
+                self.after(500, Event::ActionDone { slot, token: running.token });
+                false
+            }
+            Action::Drain if stuck => {
+                self.crash_postgres(slot);
+                true
+            }
             _postgres if stuck => self.failed(slot),
             Action::Detach => self.detach(slot),
             Action::InitDb => self.initdb(slot),
@@ -318,7 +327,7 @@ impl World {
         pg.proc = Proc::Running { primary: true };
         pg.insert = tip.lsn;
         pg.visible = tip.lsn;
-        pg.senders.clear();
+        let cascaded = std::mem::take(&mut pg.senders);
         pg.pending.clear();
         if let Some(data) = &mut pg.data {
             data.tip = tip;
@@ -326,6 +335,9 @@ impl World {
             data.primary_of = Some(epoch);
             data.following = None;
             data.shutdown_checkpoint = None;
+        }
+        for sender in cascaded {
+            self.after(1, Event::ReceiverGone { slot: sender.standby, conn: sender.conn });
         }
         self.nodes[slot].agent.settled = None;
         self.oracle.promotions += 1;

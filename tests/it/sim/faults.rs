@@ -325,9 +325,9 @@ impl World {
             node.pg.frozen = None;
             events.append(&mut node.pg.inbox);
         }
-        for event in events {
-            let delay = self.took(0, 30);
-            self.after(delay, event);
+        // Sockets and timers keep their order.
+        for (index, event) in events.into_iter().enumerate() {
+            self.after(index as u64 / 2, event);
         }
         let gen_ = self.nodes[slot].agent.gen_;
         let delay = self.took(0, 500);

@@ -84,8 +84,10 @@ impl World {
         self.trace.mix(end.lsn);
         let epoch = self.wal.branch(end).writer;
         let newer = self.oracle.first_ack.range(epoch.next()..).next().map(|(e, t)| (*e, *t));
-        // Alone and with a stopped agent, only the lease could speak, and nobody is there to hear it.
-        let excused = acks == 0 && (!self.nodes[slot].agent_runs() || self.cfg.unseen_pauses);
+        // Alone and with a stopped agent, only the lease could speak, and nobody is there to hear it, nor within the moment of waking.
+        let node = &self.nodes[slot];
+        let unheard = !node.agent_runs() || self.now - node.agent.thawed < 1_500 || self.now - node.agent.started < 1_500;
+        let excused = acks == 0 && (unheard || self.cfg.unseen_pauses);
         if let Some((later, _)) = newer.filter(|(_, at)| begun > *at && !excused) {
             self.violate("P2", || format!("epoch {epoch} acknowledged a write begun after epoch {later} did"));
         }
@@ -109,17 +111,22 @@ impl World {
 
     /// INV-4, INV-5: whoever may elect meets a holder of what was just acknowledged.
     fn check_holders(&mut self, end: Tip) {
+        // Without usable data nobody seals; once copied, it holds what the primary held.
         let lacking: BTreeSet<NodeId> = self
             .nodes
             .iter()
-            .filter(|n| n.pg.tip().is_none_or(|t| !self.wal.contains(t, end)))
+            .filter(|n| !n.pg.poisoned && n.pg.tip().is_some_and(|t| !self.wal.contains(t, end)))
             .map(|n| n.id)
             .filter(|id| self.raft.truth.members.contains_key(id))
             .collect();
         let state = &self.raft.truth;
         let accepting_loss = matches!(state.phase, Phase::Electing { accept_loss: true, .. })
             || state.history.last().is_some_and(|h| h.accept_loss && !h.settled);
-        if !accepting_loss && !state.rules.is_empty() && state.rules.iter().all(|r| r.covered_by(&lacking)) {
+        let writer = |id: &NodeId| self.slot_of.get(id).and_then(|s| self.nodes[*s].pg.tip()).map(|t| self.wal.branch(t).writer);
+        let newest = lacking.iter().filter_map(writer).max();
+        let outlived = |i: usize| state.adopted.get(i).is_some_and(|a| Some(a.epoch) < newest);
+        let elects = state.rules.iter().enumerate().all(|(i, r)| r.covered_by(&lacking) || outlived(i));
+        if !accepting_loss && !state.rules.is_empty() && elects {
             let rules: Vec<String> = state.rules.iter().map(SyncRule::to_string).collect();
             self.violate("INV-4", || format!("{lacking:?} may elect and lack acknowledged {end:?}; rules {rules:?}"));
         }

@@ -186,6 +186,9 @@ impl World {
         }
         let pg = &mut self.nodes[slot].pg;
         let Some(data) = &mut pg.data else { return };
+        if !self.wal.contains(tip, data.tip) {
+            return;
+        }
         data.tip = tip;
         pg.replayed = tip.lsn;
         self.maybe_consistent(slot);
