@@ -152,6 +152,10 @@ impl Plan {
         let _ =
             writeln!(text, "[proxy]\nauto = \"127.0.0.1:{auto}\"\nprimary = \"127.0.0.1:{primary}\"\nstandby = \"127.0.0.1:{standby}\"\n");
         let _ = writeln!(text, "[api]\ngrpc = \"127.0.0.1:{grpc}\"\nhttp = \"127.0.0.1:{http}\"\n");
+        if self.data_sites().count() < 3 {
+            // The loss of one would leave no standby to confirm a commit: the survivor is to go on alone, visibly.
+            text.push_str("[ha]\nstrict = false\n\n");
+        }
         if self.round_trip > NEAR {
             let heartbeat = self.round_trip.as_millis() * 2;
             let _ = writeln!(text, "[consensus]\nheartbeat = \"{heartbeat}ms\"\nelection_timeout = \"{}ms\"\n", heartbeat * 5 / 2);
@@ -187,7 +191,18 @@ impl Plan {
     #[must_use]
     pub fn cli_config(&self) -> String {
         let nodes: Vec<String> = self.sites.iter().map(|s| format!("\"127.0.0.1:{}\"", s.ports.grpc)).collect();
-        format!("# Written by `trilithon demo`.\ncluster = \"demo\"\nnodes = [{}]\n", nodes.join(", "))
+        let mut text =
+            format!("# Written by `trilithon demo`.\ncluster = \"demo\"\nendpoints = [{}]\nuser = \"postgres\"\n", nodes.join(", "));
+        if let Some(file) = self.password_file() {
+            let _ = writeln!(text, "password_file = {:?}", file.display().to_string());
+        }
+        text
+    }
+
+    /// Where a node keeps the superuser's password, once there is one.
+    #[must_use]
+    pub fn password_file(&self) -> Option<PathBuf> {
+        Some(self.data_sites().next()?.data_dir().join("secrets/superuser"))
     }
 
     /// Datacenters that hold data.
