@@ -1,7 +1,7 @@
 //! What should the cluster become? Run by the controller on the Raft leader at each tick and each event.
 
 use super::elect::{confirm, elect};
-use super::facts::{covers, newest_writer, lease_expired, max_age, missing, proven_dead, sealable};
+use super::facts::{covers, lease_expired, max_age, missing, newest_writer, proven_dead, sealable};
 use super::reason::{act, hold};
 use super::rules::tend_rule;
 use super::switchover::{draining, prepare};

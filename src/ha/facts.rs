@@ -49,11 +49,7 @@ pub(super) fn covers(s: &ClusterState, nodes: &BTreeSet<NodeId>, newest: Option<
 
 /// Rules that neither these members meet, nor a WAL whose end was written in epoch `newest`: that epoch's election covered all
 /// rules adopted before it, its winner's WAL holds what they confirmed, and its seals let them confirm nothing more.
-pub(super) fn uncovered<'a>(
-    s: &'a ClusterState,
-    nodes: &'a BTreeSet<NodeId>,
-    newest: Option<Epoch>,
-) -> impl Iterator<Item = &'a SyncRule> {
+pub(super) fn uncovered<'a>(s: &'a ClusterState, nodes: &'a BTreeSet<NodeId>, newest: Option<Epoch>) -> impl Iterator<Item = &'a SyncRule> {
     let outlived = move |index: usize| s.adopted.get(index).is_some_and(|adopted| Some(adopted.epoch) < newest);
     s.rules.iter().enumerate().filter(move |(index, rule)| !rule.covered_by(nodes) && !outlived(*index)).map(|(_, rule)| rule)
 }

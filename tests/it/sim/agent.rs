@@ -5,9 +5,7 @@ use super::node::{Agent, Proc, Replacing, Running, Slot};
 use super::world::{Event, World};
 use std::collections::BTreeMap;
 use trilithon::cluster::{Command, MemberKind, Outcome, Phase, Proposal};
-use trilithon::ha::{
-    Action, LocalState, NodeObservation, PostgresFacts, PostgresState, Role, Seen, StandbyView, Upstream,
-};
+use trilithon::ha::{Action, LocalState, NodeObservation, PostgresFacts, PostgresState, Role, Seen, StandbyView, Upstream};
 use trilithon::types::{Epoch, Lsn, Millis, WalPosition};
 
 /// Postgres that does not answer for this long is unknown, and hung after the second bound.
@@ -406,4 +404,3 @@ fn upstream_of(agent: &Agent, clock: Millis) -> Option<Upstream> {
         ancestry: facts.ancestry.clone(),
     })
 }
-

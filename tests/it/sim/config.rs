@@ -37,19 +37,10 @@ impl Config {
     pub fn draw(seed: u64, mutant: Option<Mutant>) -> Config {
         let mut rng = Rng::new(seed ^ 0x5EED_C0DE);
         let (data, witnesses) = rng.pick(&[(3, 0), (3, 0), (3, 0), (2, 1), (2, 1), (4, 1), (4, 0), (5, 0)]);
-        let mut settings = Settings {
-            lease_ttl_ms: rng.pick(&[3_000, 3_000, 5_000, 10_000]),
-            strict: !rng.chance(250),
-            ..Settings::default()
-        };
-        settings.durability = rng.pick(&[
-            Durability::Quorum,
-            Durability::Quorum,
-            Durability::Quorum,
-            Durability::Quorum,
-            Durability::All,
-            Durability::Async,
-        ]);
+        let mut settings =
+            Settings { lease_ttl_ms: rng.pick(&[3_000, 3_000, 5_000, 10_000]), strict: !rng.chance(250), ..Settings::default() };
+        settings.durability =
+            rng.pick(&[Durability::Quorum, Durability::Quorum, Durability::Quorum, Durability::Quorum, Durability::All, Durability::Async]);
         settings.acks = if data > 3 && rng.chance(500) { 2 } else { 1 };
         settings.max_lag_bytes = 20_000;
         settings.promotion_timeout_ms = rng.pick(&[10_000, 30_000]);

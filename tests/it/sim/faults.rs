@@ -169,11 +169,14 @@ impl World {
     }
 
     pub fn freeze(&mut self, slot: Slot, agent: bool, postgres: bool) {
-        self.say(slot, match (agent, postgres) {
-            (true, true) => "is frozen",
-            (true, false) => "agent is frozen",
-            (false, _) => "postgres is frozen",
-        });
+        self.say(
+            slot,
+            match (agent, postgres) {
+                (true, true) => "is frozen",
+                (true, false) => "agent is frozen",
+                (false, _) => "postgres is frozen",
+            },
+        );
         let now = self.now;
         let node = &mut self.nodes[slot];
         if agent && node.agent.up {
@@ -252,7 +255,11 @@ impl World {
         self.say(slot, "has lost its disk");
         let node = &mut self.nodes[slot];
         let id = node.id;
-        *node = Node { powered: false, clock_rate: node.clock_rate, ..Node::new(NodeId(0), node.name.clone(), node.kind, 1_000, node.clock_offset) };
+        *node = Node {
+            powered: false,
+            clock_rate: node.clock_rate,
+            ..Node::new(NodeId(0), node.name.clone(), node.kind, 1_000, node.clock_offset)
+        };
         node.agent.up = false;
         // Timers of the process that is gone must stay void.
         node.agent.gen_ = 1_000_000 + self.now as u32;

@@ -196,7 +196,8 @@ impl World {
     /// No failover without a cause.
     fn judge_cause(&mut self, before: &ClusterState, cause: ElectionCause) {
         self.oracle.elections += 1;
-        let planned = before.change.is_some() || matches!(cause, ElectionCause::Switchover | ElectionCause::Manual | ElectionCause::Bootstrap);
+        let planned =
+            before.change.is_some() || matches!(cause, ElectionCause::Switchover | ElectionCause::Manual | ElectionCause::Bootstrap);
         let quiet = self.oracle.healthy_since.is_some_and(|since| self.now > since + 5_000);
         if quiet && !planned {
             self.violate("cause", || format!("an election ({cause:?}) although nothing was wrong"));

@@ -23,32 +23,90 @@ use trilithon::types::{Millis, NodeId};
 #[derive(Clone, Debug)]
 pub enum Event {
     // ---- agent
-    Tick { slot: Slot, gen_: u32 },
-    Wake { slot: Slot, gen_: u32 },
+    Tick {
+        slot: Slot,
+        gen_: u32,
+    },
+    Wake {
+        slot: Slot,
+        gen_: u32,
+    },
     /// The holder's timer: the fencing margin before its lease's deadline.
-    Fence { slot: Slot, gen_: u32 },
-    ActionDone { slot: Slot, token: u64 },
-    Observe { slot: Slot, gen_: u32, observation: Box<NodeObservation> },
-    Apply { slot: Slot, gen_: u32 },
-    Answer { slot: Slot, gen_: u32, id: u64, outcome: Box<Outcome> },
-    StepDown { slot: Slot, gen_: u32 },
-    Propose { slot: Slot, id: u64 },
+    Fence {
+        slot: Slot,
+        gen_: u32,
+    },
+    ActionDone {
+        slot: Slot,
+        token: u64,
+    },
+    Observe {
+        slot: Slot,
+        gen_: u32,
+        observation: Box<NodeObservation>,
+    },
+    Apply {
+        slot: Slot,
+        gen_: u32,
+    },
+    Answer {
+        slot: Slot,
+        gen_: u32,
+        id: u64,
+        outcome: Box<Outcome>,
+    },
+    StepDown {
+        slot: Slot,
+        gen_: u32,
+    },
+    Propose {
+        slot: Slot,
+        id: u64,
+    },
     // ---- consensus
     Commit,
     CheckLeader,
     // ---- Postgres
-    Ready { slot: Slot, inc: u32 },
-    Flush { slot: Slot, inc: u32, end: u64 },
-    Connect { slot: Slot, inc: u32 },
-    Deliver { slot: Slot, conn: u64, tip: Tip },
-    Ack { slot: Slot, conn: u64, flushed: u64 },
-    SenderGone { slot: Slot, conn: u64 },
-    ReceiverGone { slot: Slot, conn: u64 },
+    Ready {
+        slot: Slot,
+        inc: u32,
+    },
+    Flush {
+        slot: Slot,
+        inc: u32,
+        end: u64,
+    },
+    Connect {
+        slot: Slot,
+        inc: u32,
+    },
+    Deliver {
+        slot: Slot,
+        conn: u64,
+        tip: Tip,
+    },
+    Ack {
+        slot: Slot,
+        conn: u64,
+        flushed: u64,
+    },
+    SenderGone {
+        slot: Slot,
+        conn: u64,
+    },
+    ReceiverGone {
+        slot: Slot,
+        conn: u64,
+    },
     // ---- outside
     Client,
     Admin,
-    AdminRetry { index: usize },
-    Admit { slot: Slot },
+    AdminRetry {
+        index: usize,
+    },
+    Admit {
+        slot: Slot,
+    },
     Fault,
     Undo(Box<Undo>),
 }
