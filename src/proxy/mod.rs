@@ -12,9 +12,25 @@
 //!
 //! Entry point: [`start`].
 
+mod acquire;
+mod auth;
+mod buffers;
+mod cancel;
+mod classify;
 mod config;
+mod lexer;
 mod listener;
-pub mod pause;
+mod login;
+mod outcome;
+mod pause;
+mod pool;
+mod protocol;
+mod relay;
+mod request;
+mod route;
+mod server;
+mod session;
+mod shared;
 mod stats;
 
 pub use config::{Config, Consistency, PoolMode, PoolOverride};
@@ -75,7 +91,7 @@ pub enum ProxyError {
 
 /// The running proxy.
 pub struct Handle {
-    gate: Arc<pause::Gate>,
+    shared: Arc<shared::Shared>,
     addresses: Addresses,
     ended: tokio::sync::mpsc::Receiver<String>,
     shutdown: CancellationToken,
@@ -92,23 +108,34 @@ impl Handle {
     /// this proxy. `(revision of the drain, 0)` means: drained here.
     #[must_use]
     pub fn drain_state(&self) -> (Revision, u64) {
-        self.gate.drain_state()
+        self.shared.gate.drain_state()
+    }
+
+    /// Resolves when new transactions obey a topology of at least `revision` and none is open on the primary. Bound it with a timeout.
+    pub async fn drained(&self, revision: Revision) {
+        self.shared.gate.drained(revision).await;
+    }
+
+    /// The drain's deadline has passed: ends the transactions still open on the primary. Their clients read 40001, or 08007 where a
+    /// COMMIT was on its way.
+    pub async fn cancel_in_flight(&self) {
+        cancel::end_in_flight(&self.shared.slots, &self.shared.control).await;
     }
 
     /// Counts of clients, servers and pools.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats { in_flight: self.gate.drain_state().1, ..Stats::default() }
+        self.shared.stats()
     }
 
     /// Holds every new transaction (bounded by `hold_timeout`).
     pub fn pause(&self) {
-        self.gate.pause(true);
+        self.shared.gate.pause(true);
     }
 
     /// Ends `pause`.
     pub fn resume(&self) {
-        self.gate.pause(false);
+        self.shared.gate.pause(false);
     }
 
     /// Resolves when the proxy has ended: `Ok` after a shutdown, else the cause.

@@ -33,8 +33,6 @@ pub struct Gate {
 /// One transaction that may be open on the primary. Dropping it is its end.
 pub struct Passage {
     gate: Arc<Gate>,
-    /// Where it goes.
-    pub primary: NodeId,
     /// The epoch in which its server connection must have been opened.
     pub epoch: Epoch,
 }
@@ -75,14 +73,11 @@ impl Gate {
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> Option<Passage> {
         self.in_flight.fetch_add(1, SeqCst);
-        let (primary, epoch) = match self.open() {
-            Some(open) => open,
-            None => {
-                self.leave();
-                return None;
-            }
+        let Some((_, epoch)) = self.open() else {
+            self.leave();
+            return None;
         };
-        Some(Passage { gate: Arc::clone(self), primary, epoch })
+        Some(Passage { gate: Arc::clone(self), epoch })
     }
 
     /// Whether a further transaction may begin on a connection opened in `epoch` by a client that is already counted.
@@ -102,12 +97,6 @@ impl Gate {
     /// An administrator holds or releases every new transaction.
     pub fn pause(&self, paused: bool) {
         self.paused.store(paused, SeqCst);
-    }
-
-    /// Whether `pause` holds.
-    #[must_use]
-    pub fn is_paused(&self) -> bool {
-        self.paused.load(SeqCst)
     }
 
     /// The topology the gate reflects, and the transactions that may be open on the primary. The revision is read first: zero beside
@@ -165,7 +154,7 @@ mod tests {
         assert!(gate.enter().is_none());
         gate.set(&topology(OPEN_AT_2, 1));
         let passage = gate.enter().expect("open");
-        assert_eq!((passage.primary, passage.epoch), (NodeId(2), Epoch(7)));
+        assert_eq!((passage.epoch, gate.open()), (Epoch(7), Some((NodeId(2), Epoch(7)))));
         gate.set(&topology(WriteGate::Draining { primary: NodeId(2), epoch: Epoch(7) }, 2));
         assert!(gate.enter().is_none());
         assert!(!gate.still_open(Epoch(7)));

@@ -1,0 +1,448 @@
+//! Moves bytes between a client and its server while a transaction is open, in bounded memory both ways.
+//!
+//! Each round judges what has arrived (headers only, but for the few messages that decide something), forwards it, and waits for
+//! whichever socket can go on. A direction is read only when its own sink has room, so that neither side can fill the proxy. A further
+//! transaction of a pipeline passes the gate like the first (INV-11).
+
+use super::acquire::{NoServer, Want};
+use super::buffers::{self, Read};
+use super::cancel::Stage;
+use super::classify::Class;
+use super::outcome;
+use super::protocol::Effect;
+use super::server::{Cut, Role};
+use super::session::{End, Held, Session};
+use crate::wire::frame::Frame;
+use crate::wire::message::{Fields, Severity, TxStatus, put_error, split_cstr};
+use std::future::poll_fn;
+
+use std::task::Poll;
+
+/// What stops the client's next message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// Nothing is there.
+    Empty,
+    /// It belongs to another transaction, which must not begin before this one's answer.
+    Unsettled,
+    /// It begins a transaction and the gate must be passed.
+    Gate,
+    /// The client says goodbye.
+    Goodbye,
+}
+
+/// What the server's messages led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    Go,
+    /// The stream ended, or the server said that it ends it.
+    Lost,
+    /// A standby refused a read; everything of it was thrown away.
+    Refused,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Interest {
+    client_read: bool,
+    client_write: bool,
+    server_read: bool,
+    server_write: bool,
+}
+
+impl Session {
+    /// Runs until the server goes back to its pool (`Ok`), or the session is over.
+    pub async fn relay(&mut self) -> Result<(), End> {
+        loop {
+            let mut stop = self.pump_client()?;
+            if stop == Stop::Gate {
+                stop = match self.pass_again().await {
+                    Ok(Some(passage)) => {
+                        self.slot.set_stage(Stage::Single);
+                        self.holding().passage = Some(passage);
+                        self.pump_client()?
+                    }
+                    Ok(None) => return self.lost().await,
+                    Err(error) => {
+                        self.reject(error)?;
+                        Stop::Empty
+                    }
+                };
+            }
+            let server_done = self.flush_server();
+            match self.pump_server()? {
+                Flow::Go => {}
+                Flow::Lost => return self.lost().await,
+                Flow::Refused => return self.run_on_primary().await,
+            }
+            let client_done = self.flush_client()?;
+            if self.tracker.is_idle() && client_done && server_done && self.is_quiet() {
+                if stop == Stop::Goodbye {
+                    return Err(End::Quiet);
+                }
+                if self.release() {
+                    return Ok(());
+                }
+                if !self.inbox.unscanned().is_empty() && stop != Stop::Empty {
+                    continue;
+                }
+                buffers::detach(&mut self.inbox);
+            } else if stop == Stop::Goodbye && self.tracker.is_settled() {
+                return Err(End::Quiet);
+            }
+            let interest = Interest {
+                client_read: server_done && stop == Stop::Empty,
+                client_write: !client_done,
+                server_read: client_done,
+                server_write: !server_done,
+            };
+            let woken = self.wait(interest).await?;
+            self.take_in(woken)?;
+        }
+    }
+
+    fn holding(&mut self) -> &mut Held {
+        self.held.as_mut().expect("relay runs only while a server is held")
+    }
+
+    /// Nothing of the server's is left to pass on.
+    fn is_quiet(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.inbox.is_empty() && !held.swallow && !held.refused && !held.ended)
+    }
+
+    async fn wait(&mut self, interest: Interest) -> Result<Interest, End> {
+        let shutdown = self.shared.shutdown.clone();
+        let idle = self.tracker.is_idle();
+        let server = &self.held.as_ref().expect("relay runs only while a server is held").link.stream;
+        let client = &self.stream;
+        let ready = poll_fn(|cx| {
+            let woken = Interest {
+                server_read: interest.server_read && server.poll_read_ready(cx).is_ready(),
+                client_read: interest.client_read && client.poll_read_ready(cx).is_ready(),
+                client_write: interest.client_write && client.poll_write_ready(cx).is_ready(),
+                server_write: interest.server_write && server.poll_write_ready(cx).is_ready(),
+            };
+            let any = woken.server_read || woken.client_read || woken.client_write || woken.server_write;
+            if any { Poll::Ready(woken) } else { Poll::Pending }
+        });
+        if !idle {
+            return Ok(ready.await);
+        }
+        // Between transactions of a client that keeps its server a stop of the node ends the session.
+        tokio::select! {
+            biased;
+            woken = ready => Ok(woken),
+            () = shutdown.cancelled() => Err(super::session::shutting_down()),
+        }
+    }
+
+    fn take_in(&mut self, woken: Interest) -> Result<(), End> {
+        let held = self.held.as_mut().expect("relay runs only while a server is held");
+        if woken.server_read {
+            match buffers::read(&held.link.stream, &mut held.inbox) {
+                Read::Ended => held.ended = true,
+                // The answer is too long to be kept back.
+                Read::Full => held.replay = None,
+                Read::Bytes | Read::Later => {}
+            }
+        }
+        if woken.client_read {
+            match buffers::read(&self.stream, &mut self.inbox) {
+                Read::Ended => return Err(End::Quiet),
+                Read::Full if self.inbox.ready().is_empty() => {
+                    // A message worth reading that is longer than the window; `is_legible` bounds it.
+                    let wider = self.inbox.capacity() * 2;
+                    self.inbox.grow(wider.min(2 * self.shared.config.inspect_bytes_max));
+                }
+                Read::Full | Read::Bytes | Read::Later => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// `true`: everything went. A broken server shows when it is read.
+    fn flush_server(&mut self) -> bool {
+        let held = self.held.as_mut().expect("relay runs only while a server is held");
+        match buffers::write(&held.link.stream, &mut held.out, &mut self.inbox) {
+            Ok(done) => done,
+            Err(_) => {
+                held.ended = true;
+                true
+            }
+        }
+    }
+
+    fn flush_client(&mut self) -> Result<bool, End> {
+        let held = self.held.as_mut().expect("relay runs only while a server is held");
+        let mut nothing = crate::wire::frame::StreamBuffer::default();
+        let source = if held.replay.is_some() { &mut nothing } else { &mut held.inbox };
+        buffers::write(&self.stream, &mut self.out, source).map_err(|_| End::Quiet)
+    }
+
+    /// Judges the client's messages up to the first that must wait.
+    fn pump_client(&mut self) -> Result<Stop, End> {
+        while !self.inbox.is_mid_message() {
+            let Some(frame) = self.inbox.frame()? else { break };
+            if let Some(stop) = self.stops(&frame) {
+                return Ok(stop);
+            }
+            if self.skip_to_sync && self.held.as_ref().is_some_and(|held| held.out.is_empty()) && self.inbox.ready().is_empty() {
+                self.inbox.drop_frame(&frame);
+                if frame.tag == b'S' {
+                    self.skip_to_sync = false;
+                    crate::wire::message::put_ready(&mut self.out, self.tracker.status());
+                }
+                continue;
+            }
+            if matches!(frame.tag, b'Q' | b'P' | b'B' | b'E' | b'C') && !self.is_legible(0, &frame) {
+                break;
+            }
+            self.note_sent(&frame)?;
+            self.inbox.pass(&frame);
+        }
+        Ok(Stop::Empty)
+    }
+
+    fn stops(&self, frame: &Frame) -> Option<Stop> {
+        if frame.tag == b'X' {
+            return Some(if self.tracker.is_settled() { Stop::Goodbye } else { Stop::Unsettled });
+        }
+        let within = self.tracker.owes_sync() || self.tracker.is_copying_in() || matches!(frame.tag, b'd' | b'c' | b'f' | b'H');
+        let held = self.held.as_ref()?;
+        if within || self.skip_to_sync {
+            return None;
+        }
+        if self.tracker.is_settled() {
+            let begins = self.tracker.status() == TxStatus::Idle;
+            let passed = held.passage.is_some() || !held.link.to_primary;
+            return (begins && !passed).then_some(Stop::Gate);
+        }
+        let free = held.link.role == Role::Primary
+            && held.replay.is_none()
+            && !self.tracker.may_be_ending()
+            && (self.tracker.status() != TxStatus::Idle || self.shared.gate.still_open(held.link.epoch));
+        (!free).then_some(Stop::Unsettled)
+    }
+
+    /// Takes note of a message that goes to the server.
+    fn note_sent(&mut self, frame: &Frame) -> Result<(), End> {
+        let effect = match frame.tag {
+            b'Q' => {
+                let class = self.class_of(frame, 0);
+                self.pinned |= class.pins;
+                Effect::of(class.kind)
+            }
+            b'P' => {
+                let class = self.class_of(frame, 1);
+                self.pinned |= class.pins;
+                let name = split_cstr(self.inbox.body(frame)).map_or(&b""[..], |(name, _)| name);
+                self.statements.parsed(name, class);
+                Effect::Nothing
+            }
+            b'B' => {
+                let (portal, rest) = split_cstr(self.inbox.body(frame)).unwrap_or((b"", b""));
+                let statement = split_cstr(rest).map_or(&b""[..], |(name, _)| name);
+                self.statements.bound(portal, statement);
+                Effect::Nothing
+            }
+            b'E' => {
+                let portal = split_cstr(self.inbox.body(frame)).map_or(&b""[..], |(name, _)| name);
+                self.statements.executed(portal)
+            }
+            b'C' => {
+                self.statements.close_sent(self.inbox.body(frame));
+                Effect::Nothing
+            }
+            b'F' => Effect::Write,
+            b'D' | b'H' | b'S' | b'd' | b'c' | b'f' => Effect::Nothing,
+            tag => return Err(outcome::unknown_message(tag)),
+        };
+        self.wrote |= effect >= Effect::Write;
+        self.tracker.sent(frame.tag, effect);
+        if effect > Effect::Nothing {
+            self.slot.set_effect(self.tracker.greatest_effect());
+        }
+        Ok(())
+    }
+
+    fn class_of(&mut self, frame: &Frame, names_before: usize) -> Class {
+        if let Some(judged) = self.judged.take() {
+            return judged;
+        }
+        let mut text = self.inbox.body(frame);
+        for _ in 0..names_before {
+            text = split_cstr(text).map_or(&b""[..], |(_, rest)| rest);
+        }
+        self.judge(frame, split_cstr(text).map_or(text, |(text, _)| text))
+    }
+
+    /// Judges the server's messages.
+    fn pump_server(&mut self) -> Result<Flow, End> {
+        loop {
+            let held = self.held.as_mut().expect("relay runs only while a server is held");
+            let frame = match held.inbox.frame() {
+                Ok(frame) => frame,
+                // Nothing sensible can follow; what is in flight has the fate of a lost server.
+                Err(_) => return Ok(Flow::Lost),
+            };
+            let Some(frame) = frame.filter(|_| !held.inbox.is_mid_message()) else {
+                return Ok(if held.ended { Flow::Lost } else { Flow::Go });
+            };
+            let decides = matches!(frame.tag, b'Z' | b'E' | b'N' | b'S' | b'C' | b'A');
+            if decides && !frame.is_complete() && frame.total() <= held.inbox.capacity() && !held.ended {
+                return Ok(Flow::Go);
+            }
+            let flow = if held.swallow || held.refused { self.throw_away(&frame)? } else { self.note_received(&frame)? };
+            if let Some(flow) = flow {
+                return Ok(flow);
+            }
+        }
+    }
+
+    /// The answer to a BEGIN that the client has had, or the rest of one that a standby refused.
+    fn throw_away(&mut self, frame: &Frame) -> Result<Option<Flow>, End> {
+        let held = self.held.as_mut().expect("relay runs only while a server is held");
+        let fatal = frame.tag == b'E' && Fields::read(held.inbox.body(frame)).is_fatal();
+        held.inbox.discard_ready();
+        held.inbox.drop_frame(frame);
+        if fatal {
+            return Ok(Some(Flow::Lost));
+        }
+        if held.swallow && frame.tag == b'E' {
+            // BEGIN in its plain forms cannot fail; if it did, the next statement ran outside the block.
+            return Err(outcome::unknown());
+        }
+        if frame.tag == b'Z' {
+            held.swallow = false;
+            if held.refused {
+                return Ok(Some(Flow::Refused));
+            }
+        }
+        Ok(None)
+    }
+
+    /// `Some`: the conversation with this server is over.
+    fn note_received(&mut self, frame: &Frame) -> Result<Option<Flow>, End> {
+        let held = self.held.as_mut().expect("relay runs only while a server is held");
+        let status = held.inbox.body(frame).first().copied().unwrap_or(b'I');
+        match frame.tag {
+            b'E' => return self.note_error(frame),
+            b'N' => {
+                if Fields::read(held.inbox.body(frame)).ends_sync_wait() {
+                    self.tracker.sync_wait_ended();
+                }
+            }
+            b'S' => self.note_parameter(frame),
+            b'C' => {
+                if self.tracker.is_commit_unconfirmed() {
+                    return Err(outcome::unknown());
+                }
+                let tag = split_cstr(held.inbox.body(frame)).map_or(&b""[..], |(tag, _)| tag);
+                if tag == b"DISCARD ALL" {
+                    self.statements.clear();
+                    self.pinned = self.me.mode == super::config::PoolMode::Session;
+                    held.parameters = None;
+                } else if tag == b"DEALLOCATE ALL" {
+                    self.statements.clear();
+                }
+                held.replay = None;
+            }
+            b'Z' => {
+                if self.tracker.is_commit_unconfirmed() {
+                    return Err(outcome::unknown());
+                }
+                held.replay = None;
+            }
+            b'3' => self.statements.close_answered(),
+            b'1' | b'2' | b't' | b'T' | b'n' | b'A' => {}
+            _ => held.replay = None,
+        }
+        self.tracker.received(frame.tag, status);
+        if frame.tag == b'Z' {
+            self.note_ready();
+        }
+        self.holding().inbox.pass(frame);
+        Ok(None)
+    }
+
+    fn note_ready(&mut self) {
+        self.slot.set_effect(self.tracker.greatest_effect());
+        self.slot.set_stage(if self.tracker.status() == TxStatus::Idle { Stage::Single } else { Stage::Block });
+        if self.tracker.is_idle() {
+            self.statements.transaction_ended();
+        }
+    }
+
+    fn note_parameter(&mut self, frame: &Frame) {
+        let held = self.held.as_mut().expect("relay runs only while a server is held");
+        let (name, rest) = split_cstr(held.inbox.body(frame)).unwrap_or((b"", b""));
+        let value = split_cstr(rest).map_or(&b""[..], |(value, _)| value);
+        if name == b"standard_conforming_strings" {
+            self.backslash_escapes = value == b"off";
+        }
+        let (name, value) = (name.to_vec(), value.to_vec());
+        let baseline = held.lease.server().map(|server| (*server.baseline).clone()).unwrap_or_default();
+        held.parameters.get_or_insert(baseline).insert(name, value);
+    }
+
+    fn note_error(&mut self, frame: &Frame) -> Result<Option<Flow>, End> {
+        let held = self.held.as_mut().expect("relay runs only while a server is held");
+        let fields = Fields::read(held.inbox.body(frame));
+        if fields.is_fatal() {
+            if matches!(fields.code, b"57P01" | b"57P02" | b"57P03") {
+                return Ok(Some(Flow::Lost));
+            }
+            held.farewell = true;
+        }
+        // A read that a standby cannot serve: it writes after all, wants what standbys lack, or was in the way of replay.
+        let refused = matches!(fields.code, b"25006" | b"0A000" | b"55000" | b"40001");
+        if refused && !held.link.to_primary && held.replay.is_some() {
+            if fields.code != b"40001" {
+                let replay = held.replay.as_ref().map_or(&[][..], |replay| &replay.bytes);
+                self.shared.learn_write(super::request::fingerprint(replay, self.backslash_escapes));
+            }
+            held.refused = true;
+            held.inbox.discard_ready();
+            held.inbox.drop_frame(frame);
+            return Ok(None);
+        }
+        let drained = fields.code == b"57014" && held.link.cut_by() == Cut::Drained;
+        held.replay = None;
+        self.statements.failed();
+        self.tracker.received(b'E', 0);
+        if drained {
+            self.out.extend_from_slice(held.inbox.ready());
+            held.inbox.discard_ready();
+            held.inbox.drop_frame(frame);
+            put_error(&mut self.out, Severity::Error, "40001", outcome::DRAINED, Some(outcome::RETRY_HINT));
+        } else {
+            held.inbox.pass(frame);
+        }
+        Ok(None)
+    }
+
+    /// A read that a standby refused.
+    async fn run_on_primary(&mut self) -> Result<(), End> {
+        let Some(mut held) = self.held.take() else { return Ok(()) };
+        self.slot.set_target(None);
+        let replay = held.replay.take();
+        held.part(self.shared.clock.now());
+        match replay {
+            Some(replay) => self.run_again(replay, Want::Primary).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The request that is next gets this for an answer.
+    pub fn reject(&mut self, error: NoServer) -> Result<(), End> {
+        let (code, message) = match error {
+            NoServer::Held { last } => ("08006", super::acquire::held_message(last)),
+            NoServer::Cancelled => ("57014", "canceling statement due to user request".to_owned()),
+            refused @ NoServer::Refused { .. } => return Err(refused.at_login()),
+            NoServer::ClientGone => return Err(End::Quiet),
+            NoServer::Shutdown => return Err(super::session::shutting_down()),
+        };
+        put_error(&mut self.out, Severity::Error, code, &message, None);
+        self.skip_request();
+        Ok(())
+    }
+}

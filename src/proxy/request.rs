@@ -1,0 +1,295 @@
+//! What the client asks: cuts its stream into units (a Query, or a batch up to its Sync), judges them, and answers those that need no
+//! server.
+
+use super::buffers;
+use super::classify::{Class, Kind, classify};
+use super::lexer::{Lexer, Token};
+use super::outcome;
+use super::protocol::Effect;
+use super::session::{Block, End, Session};
+use crate::wire::frame::{Frame, Malformed, StreamBuffer};
+use crate::wire::message::{TxStatus, put_ready, split_cstr};
+use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// Something that is sent and answered as a whole.
+#[derive(Clone, Copy, Debug)]
+pub struct Unit {
+    pub kind: UnitKind,
+    pub class: Class,
+    /// Bytes from the first message through the last, when all of them have arrived; else 0.
+    pub len: usize,
+}
+
+/// How it is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnitKind {
+    Query,
+    Batch,
+    Function,
+    Terminate,
+}
+
+/// Prepared statements and portals, as far as the proxy must know them.
+#[derive(Debug, Default)]
+pub struct Statements {
+    unnamed: Option<Class>,
+    named: HashMap<Box<[u8]>, Class>,
+    portals: HashMap<Box<[u8]>, Effect>,
+    /// Named statements whose Close is not answered yet; `None` for the Close of anything else.
+    closing: VecDeque<Option<Box<[u8]>>>,
+}
+
+impl Statements {
+    /// Whether the server's session holds statements the client relies on.
+    #[must_use]
+    pub fn has_named(&self) -> bool {
+        !self.named.is_empty()
+    }
+
+    /// `name` was parsed.
+    pub fn parsed(&mut self, name: &[u8], class: Class) {
+        if name.is_empty() {
+            self.unnamed = Some(class);
+        } else {
+            self.named.insert(name.into(), class);
+        }
+    }
+
+    /// A portal was bound; nothing is assumed about a statement nobody saw.
+    pub fn bound(&mut self, portal: &[u8], statement: &[u8]) {
+        let class = if statement.is_empty() { self.unnamed } else { self.named.get(statement).copied() };
+        self.portals.insert(portal.into(), Effect::of(class.unwrap_or(Class::OPAQUE).kind));
+    }
+
+    /// What executing the portal may do.
+    #[must_use]
+    pub fn executed(&self, portal: &[u8]) -> Effect {
+        self.portals.get(portal).copied().unwrap_or(Effect::Commit)
+    }
+
+    /// A Close was sent.
+    pub fn close_sent(&mut self, body: &[u8]) {
+        let name = match body.split_first() {
+            Some((b'S', name)) => split_cstr(name).map(|(name, _)| name.into()),
+            _ => None,
+        };
+        self.closing.push_back(name);
+    }
+
+    /// A Close was answered: only now is the statement gone (after an error the server skips it).
+    pub fn close_answered(&mut self) {
+        if let Some(Some(name)) = self.closing.pop_front() {
+            self.named.remove(&name);
+        }
+    }
+
+    /// An error: whether the Closes in flight take effect is not followed up; the client keeps its server.
+    pub fn failed(&mut self) {
+        self.closing.clear();
+    }
+
+    /// The transaction ended: its portals are gone.
+    pub fn transaction_ended(&mut self) {
+        self.portals.clear();
+    }
+
+    /// DEALLOCATE ALL, DISCARD ALL, or the server is gone.
+    pub fn clear(&mut self) {
+        *self = Statements::default();
+    }
+}
+
+/// A hash of the statements in a unit's messages, without their constants and layout.
+#[must_use]
+pub fn fingerprint(unit: &[u8], backslash_escapes: bool) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let mut messages = StreamBuffer::default();
+    messages.feed(unit);
+    while let Ok(Some(frame)) = messages.frame() {
+        let body = messages.body(&frame);
+        match frame.tag {
+            b'Q' => fingerprint_text(split_cstr(body).map_or(body, |(text, _)| text), backslash_escapes, &mut hasher),
+            b'P' => {
+                let rest = split_cstr(body).map_or(body, |(_, rest)| rest);
+                fingerprint_text(split_cstr(rest).map_or(rest, |(text, _)| text), backslash_escapes, &mut hasher);
+            }
+            _ => {}
+        }
+        messages.drop_frame(&frame);
+    }
+    hasher.finish()
+}
+
+fn fingerprint_text(text: &[u8], backslash_escapes: bool, hasher: &mut DefaultHasher) {
+    for token in Lexer::new(text, backslash_escapes) {
+        match token {
+            Token::Word(word) => word.to_ascii_lowercase().hash(hasher),
+            Token::Quoted(name) => (1u8, name).hash(hasher),
+            Token::Literal => 2u8.hash(hasher),
+            Token::Symbol(symbol) => (3u8, symbol).hash(hasher),
+            Token::Broken => 4u8.hash(hasher),
+        }
+    }
+}
+
+impl From<Malformed> for End {
+    fn from(error: Malformed) -> End {
+        End::Fatal { code: "08P01", message: error.to_string() }
+    }
+}
+
+impl Session {
+    /// The next unit that needs an answer other than at once; `None` until more has arrived.
+    pub fn next_unit(&mut self) -> Result<Option<Unit>, End> {
+        while let Some(frame) = self.inbox.frame()? {
+            let of = |kind, class| Unit { kind, class, len: 0 };
+            match frame.tag {
+                b'X' => return Ok(Some(of(UnitKind::Terminate, Class::OPAQUE))),
+                b'S' => {
+                    self.inbox.drop_frame(&frame);
+                    self.skip_to_sync = false;
+                    let status = self.own_status();
+                    put_ready(&mut self.out, status);
+                }
+                _ if self.skip_to_sync => self.inbox.drop_frame(&frame),
+                // Left over from a COPY that failed; or a Flush with nothing before it.
+                b'd' | b'c' | b'f' | b'H' => self.inbox.drop_frame(&frame),
+                b'Q' => return self.query_unit(&frame),
+                b'P' | b'B' | b'D' | b'E' | b'C' => return self.batch_unit(),
+                b'F' => return Ok(Some(of(UnitKind::Function, Class { kind: Kind::Write, pins: false }))),
+                tag => return Err(outcome::unknown_message(tag)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The state a client is in while the proxy answers for itself.
+    #[must_use]
+    pub fn own_status(&self) -> TxStatus {
+        match self.block {
+            Block::None => TxStatus::Idle,
+            Block::Deferred { .. } => TxStatus::InTransaction,
+            Block::Lost | Block::Failed => TxStatus::Failed,
+        }
+    }
+
+    /// Whether the message can be judged: it has arrived, or is too long to wait for.
+    pub fn is_legible(&mut self, ahead: usize, frame: &Frame) -> bool {
+        let bound = self.shared.config.inspect_bytes_max;
+        if frame.is_complete() || frame.total() > bound {
+            return true;
+        }
+        // A little beyond the message, so that what follows it can arrive too.
+        self.inbox.grow((ahead + frame.total() + buffers::WINDOW_BYTES).next_power_of_two());
+        false
+    }
+
+    /// Judges the text of a Query or Parse; one that has not arrived in full is opaque.
+    #[must_use]
+    pub fn judge(&self, frame: &Frame, text: &[u8]) -> Class {
+        if !frame.is_complete() || self.has_opaque_encoding() {
+            return Class::OPAQUE;
+        }
+        classify(text, self.backslash_escapes)
+    }
+
+    /// Encodings in which a byte of ASCII may be half of a character.
+    fn has_opaque_encoding(&self) -> bool {
+        let Some(encoding) = self.me.primary.parameters.iter().find(|(name, _)| name == "client_encoding") else { return false };
+        let name: String = encoding.1.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+        ["sjis", "shiftjis", "mskanji", "big5", "gbk", "uhc", "gb18030", "johab", "win932", "win936", "win949", "win950", "windows9"]
+            .iter()
+            .any(|opaque| name.contains(opaque))
+    }
+
+    fn query_unit(&mut self, frame: &Frame) -> Result<Option<Unit>, End> {
+        if !self.is_legible(0, frame) {
+            return Ok(None);
+        }
+        let body = self.inbox.body(frame);
+        let text = split_cstr(body).map_or(body, |(text, _)| text);
+        let class = self.judge(frame, text);
+        let len = if frame.is_complete() { frame.total() } else { 0 };
+        Ok(Some(Unit { kind: UnitKind::Query, class, len }))
+    }
+
+    /// Looks ahead to the Sync (or Flush) that ends the batch. It is a read only if each statement in it is an unnamed one that reads.
+    fn batch_unit(&mut self) -> Result<Option<Unit>, End> {
+        let opaque = Unit { kind: UnitKind::Batch, class: Class { kind: Kind::Opaque, pins: false }, len: 0 };
+        let (mut ahead, mut reads, mut first) = (0, true, None);
+        while let Some(frame) = self.inbox.frame_ahead(ahead)? {
+            if ahead + frame.total() > self.shared.config.inspect_bytes_max {
+                return Ok(Some(opaque));
+            }
+            if !self.is_legible(ahead, &frame) {
+                return Ok(None);
+            }
+            let body = self.inbox.body_ahead(ahead, &frame);
+            let (name, rest) = split_cstr(body).unwrap_or((b"", b""));
+            ahead += frame.total();
+            match frame.tag {
+                b'S' => {
+                    let kind = if reads { Kind::Read } else { first.unwrap_or(Kind::Opaque) };
+                    let len = if reads { ahead } else { 0 };
+                    return Ok(Some(Unit { class: Class { kind, pins: false }, len, ..opaque }));
+                }
+                b'P' => {
+                    let text = split_cstr(rest).map_or(rest, |(text, _)| text);
+                    let class = self.judge(&frame, text);
+                    reads &= name.is_empty() && class.kind == Kind::Read;
+                    first = first.or(Some(class.kind));
+                }
+                b'B' => reads &= first.is_some() && name.is_empty() && rest.first() == Some(&0),
+                b'E' | b'D' | b'C' => {}
+                _ => return Ok(Some(opaque)),
+            }
+        }
+        if ahead + buffers::WINDOW_BYTES > self.inbox.capacity() {
+            let wider = self.inbox.capacity() * 2;
+            self.inbox.grow(wider.min(2 * self.shared.config.inspect_bytes_max));
+        }
+        Ok(None)
+    }
+
+    /// Takes the Query that is next out of the stream and gives its text.
+    pub fn take_query(&mut self) -> Option<Vec<u8>> {
+        let frame = self.inbox.frame().ok().flatten().filter(|frame| frame.tag == b'Q' && frame.is_complete())?;
+        let text = split_cstr(self.inbox.body(&frame)).map(|(text, _)| text.to_vec());
+        if text.is_some() {
+            self.inbox.drop_frame(&frame);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_ignores_constants_and_layout() {
+        let of = |text: &str| {
+            let mut unit = Vec::new();
+            crate::wire::message::put_query(&mut unit, text.as_bytes());
+            fingerprint(&unit, false)
+        };
+        assert_eq!(of("select * from v where id = 1"), of("SELECT *\nFROM v WHERE id=  'x'"));
+        assert_ne!(of("select * from v where id = 1"), of("select * from w where id = 1"));
+    }
+
+    #[test]
+    fn a_statement_is_gone_when_its_close_is_answered() {
+        let mut statements = Statements::default();
+        statements.parsed(b"s", Class { kind: Kind::Read, pins: false });
+        statements.close_sent(b"Ss\0");
+        assert!(statements.has_named());
+        statements.close_answered();
+        assert!(!statements.has_named());
+        statements.parsed(b"t", Class { kind: Kind::Read, pins: false });
+        statements.close_sent(b"St\0");
+        statements.failed();
+        statements.close_answered();
+        assert!(statements.has_named(), "a Close that the server skipped took no effect");
+    }
+}

@@ -1,0 +1,472 @@
+//! One client: reads its requests, decides where each transaction goes, and owns a server connection while one is open.
+//!
+//! ```text
+//!   idle ──request──▶ acquire ──▶ relay ──everything answered, no transaction open──▶ idle
+//!                        │          │
+//!                 08006, 57014      └─ server lost ─▶ replayed | 40001 | 08007
+//! ```
+//! Here: the idle part and the end. `request` reads what the client asks, `acquire` waits for a server, `relay` moves bytes, `outcome` tells
+//! the client the truth when something breaks.
+
+use super::acquire::Want;
+use super::buffers::{self, Read};
+use super::cancel::{self, Slot, Stage};
+use super::classify::{Access, BeginTag, Class, Kind};
+use super::config::{Consistency, PoolMode};
+use super::login::{Identity, put_greeting};
+use super::pause::Passage;
+use super::pool::Lease;
+use super::protocol::{Effect, Tracker};
+use super::request::{Statements, Unit, UnitKind, fingerprint};
+use super::server::{Cut, Link, Parameters, Role};
+use super::shared::{Greeting, Shared};
+use crate::wire::cancel::CancelKey;
+use crate::wire::frame::StreamBuffer;
+use crate::wire::message::{Severity, TxStatus, put_complete, put_error, put_query, put_ready};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// Which listener the client came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    Auto,
+    Primary,
+    Standby,
+}
+
+/// Why a session is over.
+#[derive(Debug)]
+pub enum End {
+    /// The client left, or was told already.
+    Quiet,
+    /// To be told before hanging up.
+    Fatal { code: &'static str, message: String },
+}
+
+/// The transaction block as the client sees it while no server is held.
+#[derive(Debug, Default)]
+pub enum Block {
+    #[default]
+    None,
+    /// BEGIN was answered here; no server has seen it.
+    Deferred { text: Vec<u8>, access: Access },
+    /// The server was lost within the block, and the client does not know yet.
+    Lost,
+    /// The client knows; it must give the block up.
+    Failed,
+}
+
+/// A server in use.
+pub struct Held {
+    pub lease: Lease,
+    pub link: Arc<Link>,
+    /// Counts a transaction that may be open on the primary; `None` between transactions of a pinned client.
+    pub passage: Option<Passage>,
+    pub inbox: StreamBuffer,
+    pub out: Vec<u8>,
+    /// The answer to a deferred BEGIN is still to come; the client has had it.
+    pub swallow: bool,
+    /// A read of which the client has seen nothing yet: it can run again elsewhere.
+    pub replay: Option<Replay>,
+    /// Its answer is thrown away up to ReadyForQuery, then it runs on the primary.
+    pub refused: bool,
+    /// The stream has ended; what is in `inbox` is the last of it.
+    pub ended: bool,
+    /// The server said farewell, and the client has read it.
+    pub farewell: bool,
+    /// As reported by the server since login, once anything changed.
+    pub parameters: Option<Parameters>,
+}
+
+/// What it takes to run a read again.
+pub struct Replay {
+    pub bytes: Vec<u8>,
+    pub attempts: u32,
+}
+
+/// See the module.
+pub struct Session {
+    pub shared: Arc<Shared>,
+    pub worker: usize,
+    pub door: Door,
+    pub stream: TcpStream,
+    pub me: Identity,
+    pub slot: Arc<Slot>,
+    pub inbox: StreamBuffer,
+    pub out: Vec<u8>,
+    pub tracker: Tracker,
+    pub held: Option<Held>,
+    pub block: Block,
+    /// After an error of the proxy's own in an extended batch.
+    pub skip_to_sync: bool,
+    pub statements: Statements,
+    /// Something in the server's session may be relied upon later.
+    pub pinned: bool,
+    /// Under `Consistency::Session` reads follow the writes from now on.
+    pub wrote: bool,
+    /// `standard_conforming_strings = off`.
+    pub backslash_escapes: bool,
+    /// The class of the first statement of the unit under way, if it was judged already.
+    pub judged: Option<Class>,
+}
+
+/// Longest wait for a departing client to read its last message, and for a server to be cleaned.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+impl Session {
+    /// A client that has logged in.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, worker: usize, door: Door, stream: TcpStream, me: Identity, slot: Arc<Slot>) -> Session {
+        let pinned = me.mode == PoolMode::Session;
+        Session {
+            shared,
+            worker,
+            door,
+            stream,
+            me,
+            slot,
+            inbox: StreamBuffer::default(),
+            out: Vec::new(),
+            tracker: Tracker::default(),
+            held: None,
+            block: Block::None,
+            skip_to_sync: false,
+            statements: Statements::default(),
+            pinned,
+            wrote: false,
+            backslash_escapes: false,
+            judged: None,
+        }
+    }
+
+    /// Greets and serves the client until it leaves.
+    pub async fn run(mut self, key: CancelKey) {
+        let end = match self.greet(key).await {
+            Ok(()) => loop {
+                let step = if self.held.is_some() { self.relay().await } else { self.idle().await };
+                if let Err(end) = step {
+                    break end;
+                }
+            },
+            Err(end) => end,
+        };
+        if let End::Fatal { code, message } = end {
+            put_error(&mut self.out, Severity::Fatal, code, &message, None);
+            // A client that does not read is left behind.
+            let _ = tokio::time::timeout(FAREWELL, self.flush_out()).await;
+        }
+        self.part().await;
+    }
+
+    /// Tells the settings of a real server, from memory or from one that is opened now: so a wrong database shows at login.
+    async fn greet(&mut self, key: CancelKey) -> Result<(), End> {
+        let role = if self.door == Door::Standby { Role::Reader } else { Role::Primary };
+        let kind = Greeting {
+            database: self.me.database.clone(),
+            user: self.me.user.clone(),
+            role,
+            parameters: self.me.primary.parameters.clone(),
+        };
+        let parameters = match self.shared.greeting(&kind) {
+            Some(parameters) => parameters,
+            None => {
+                let parameters = self.first_parameters(role).await?;
+                self.shared.remember_greeting(kind, Arc::clone(&parameters));
+                parameters
+            }
+        };
+        self.backslash_escapes = parameters.get(&b"standard_conforming_strings"[..]).is_some_and(|value| value == b"off");
+        put_greeting(&mut self.out, &parameters, key);
+        Ok(())
+    }
+
+    async fn first_parameters(&mut self, role: Role) -> Result<Arc<Parameters>, End> {
+        // While the primary is away a standby can tell the settings as well, all but its role.
+        let away = role == Role::Primary && self.shared.gate.open().is_none() && self.reader_node().is_some();
+        let want = if away || role == Role::Reader { Want::Reader } else { Want::Primary };
+        let (lease, passage) = match self.acquire(want).await {
+            Ok(acquired) => acquired,
+            Err(error) => return Err(error.at_login()),
+        };
+        let mut parameters = lease.server().map(|server| Arc::clone(&server.baseline)).unwrap_or_default();
+        drop(passage);
+        lease.give_back();
+        if away {
+            let own = Arc::make_mut(&mut parameters);
+            own.insert(b"in_hot_standby".to_vec(), b"off".to_vec());
+            own.insert(b"default_transaction_read_only".to_vec(), b"off".to_vec());
+        }
+        Ok(parameters)
+    }
+
+    /// Writes everything that is for the client and not from a server.
+    pub async fn flush_out(&mut self) -> Result<(), End> {
+        let mut nothing = StreamBuffer::default();
+        loop {
+            match buffers::write(&self.stream, &mut self.out, &mut nothing) {
+                Ok(true) => return Ok(()),
+                Ok(false) => self.stream.writable().await.map_err(|_| End::Quiet)?,
+                Err(_) => return Err(End::Quiet),
+            }
+        }
+    }
+
+    /// Waits for a request and begins to serve it.
+    async fn idle(&mut self) -> Result<(), End> {
+        let unit = loop {
+            if let Some(unit) = self.next_unit()? {
+                break unit;
+            }
+            self.flush_out().await?;
+            buffers::detach(&mut self.inbox);
+            self.hear().await?;
+        };
+        if unit.kind == UnitKind::Terminate {
+            return Err(End::Quiet);
+        }
+        let answered = match self.block {
+            Block::Lost | Block::Failed => {
+                self.answer_in_failed_block(&unit);
+                true
+            }
+            Block::Deferred { .. } => unit.kind == UnitKind::Query && self.ends_deferred_block(&unit),
+            Block::None => unit.kind == UnitKind::Query && self.defers(&unit),
+        };
+        if answered { Ok(()) } else { self.start(unit).await }
+    }
+
+    /// Waits until the client says something.
+    async fn hear(&mut self) -> Result<(), End> {
+        loop {
+            tokio::select! {
+                biased;
+                ready = self.stream.readable() => ready.map_err(|_| End::Quiet)?,
+                () = self.shared.shutdown.cancelled() => return Err(shutting_down()),
+            }
+            match buffers::read(&self.stream, &mut self.inbox) {
+                Read::Bytes => return Ok(()),
+                Read::Later => buffers::detach(&mut self.inbox),
+                Read::Ended => return Err(End::Quiet),
+                Read::Full => {
+                    let wider = self.inbox.capacity() * 2;
+                    self.inbox.grow(wider);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Answers BEGIN here, so that the first statement can choose the server and wait for it.
+    fn defers(&mut self, unit: &Unit) -> bool {
+        let Kind::Begin { access, tag } = unit.class.kind else { return false };
+        if self.me.mode == PoolMode::Session || self.pinned {
+            return false;
+        }
+        let Some(text) = self.take_query() else { return false };
+        put_complete(&mut self.out, if tag == BeginTag::Begin { "BEGIN" } else { "START TRANSACTION" });
+        put_ready(&mut self.out, TxStatus::InTransaction);
+        self.block = Block::Deferred { text, access };
+        true
+    }
+
+    /// Ends a block of which no server knows.
+    fn ends_deferred_block(&mut self, unit: &Unit) -> bool {
+        let tag = match unit.class.kind {
+            Kind::Commit { plain: true } => "COMMIT",
+            Kind::Rollback { plain: true } => "ROLLBACK",
+            _ => return false,
+        };
+        if self.take_query().is_none() {
+            return false;
+        }
+        put_complete(&mut self.out, tag);
+        put_ready(&mut self.out, TxStatus::Idle);
+        self.block = Block::None;
+        true
+    }
+
+    /// Gets a server for the unit and hands over to the relay.
+    async fn start(&mut self, unit: Unit) -> Result<(), End> {
+        let want = self.want(&unit);
+        self.flush_out().await?;
+        let (lease, passage) = match self.acquire(want).await {
+            Ok(acquired) => acquired,
+            Err(error) => return self.reject(error),
+        };
+        let (text, deferred) = match std::mem::take(&mut self.block) {
+            Block::Deferred { text, .. } => (text, true),
+            Block::None | Block::Lost | Block::Failed => (Vec::new(), false),
+        };
+        let mut held = Held::new(lease, passage);
+        if deferred {
+            put_query(&mut held.out, &text);
+            held.swallow = true;
+            self.tracker.block_opened();
+        } else if unit.class.kind == Kind::Read && !self.pinned {
+            let bytes = self.inbox.unscanned().get(..unit.len).map(<[u8]>::to_vec);
+            held.replay = bytes.map(|bytes| Replay { bytes, attempts: 0 });
+        }
+        self.judged = (unit.kind == UnitKind::Query).then_some(unit.class);
+        self.hold(held);
+        Ok(())
+    }
+
+    /// The session has this server now.
+    pub fn hold(&mut self, held: Held) {
+        self.slot.set_stage(if held.swallow { Stage::Block } else { Stage::Single });
+        self.slot.set_target(Some(Arc::clone(&held.link)));
+        self.held = Some(held);
+    }
+
+    /// Where the unit goes.
+    fn want(&self, unit: &Unit) -> Want {
+        match self.door {
+            Door::Primary => return Want::Primary,
+            Door::Standby => return Want::Reader,
+            Door::Auto => {}
+        }
+        let follows_writes = match self.shared.config.consistency {
+            Consistency::Eventual => false,
+            Consistency::Session => self.wrote,
+            Consistency::Primary => true,
+        };
+        if follows_writes || self.pinned || unit.class.pins {
+            return Want::Primary;
+        }
+        let reads = match &self.block {
+            Block::Deferred { access: Access::ReadOnly, .. } => true,
+            Block::Deferred { access: Access::Any, .. } => unit.class.kind == Kind::SetReadOnly,
+            _ => matches!(unit.class.kind, Kind::Read | Kind::Begin { access: Access::ReadOnly, .. }),
+        };
+        if reads && !self.is_learned_write(unit) { Want::Any } else { Want::Primary }
+    }
+
+    fn is_learned_write(&self, unit: &Unit) -> bool {
+        let messages = self.inbox.unscanned().get(..unit.len);
+        self.shared.has_learned() && messages.is_some_and(|unit| self.shared.is_learned_write(fingerprint(unit, self.backslash_escapes)))
+    }
+
+    /// After everything was answered outside a transaction: `true` when the server went back to its pool.
+    pub fn release(&mut self) -> bool {
+        let Some(held) = &mut self.held else { return true };
+        held.passage = None;
+        held.replay = None;
+        self.slot.set_effect(Effect::Nothing);
+        self.slot.set_stage(Stage::None);
+        if let Some(now) = &held.parameters
+            && held.lease.server().is_some_and(|server| *server.baseline != *now)
+        {
+            // A SET that no text showed (in a function, say): the next client must not inherit it, nor this one lose it.
+            self.pinned = true;
+        }
+        if self.pinned || self.statements.has_named() {
+            buffers::detach(&mut held.inbox);
+            return false;
+        }
+        self.slot.set_target(None);
+        if let Some(held) = self.held.take() {
+            held.part(self.shared.clock.now());
+        }
+        true
+    }
+
+    /// The client is gone: leave its server as the next one expects it, or close it.
+    async fn part(&mut self) {
+        self.slot.set_target(None);
+        let Some(mut held) = self.held.take() else { return };
+        let settled = self.tracker.is_settled() && held.out.is_empty() && held.inbox.is_empty() && !held.ended;
+        if !settled {
+            // A statement nobody waits for any more is stopped; a COMMIT is left to end by itself.
+            if self.tracker.greatest_effect() < Effect::Commit && !self.tracker.is_settled() {
+                cancel::send(&held.link).await;
+            }
+            return;
+        }
+        let (mut cleaning, mut readies) = (Vec::new(), 1);
+        if self.tracker.status() != TxStatus::Idle {
+            put_query(&mut cleaning, b"ROLLBACK");
+            readies += 1;
+        }
+        put_query(&mut cleaning, b"DISCARD ALL");
+        if matches!(tokio::time::timeout(FAREWELL, held.clean(cleaning, readies)).await, Ok(true)) {
+            held.parameters = None;
+            held.part(self.shared.clock.now());
+        }
+    }
+}
+
+/// What a client reads when the node stops.
+#[must_use]
+pub fn shutting_down() -> End {
+    End::Fatal { code: "57P01", message: "terminating connection because the proxy is shutting down; connect to another member".to_owned() }
+}
+
+impl Held {
+    /// A server from the pool.
+    #[must_use]
+    pub fn new(lease: Lease, passage: Option<Passage>) -> Held {
+        let link = Arc::clone(&lease.server().expect("acquire gives leases with a server").link);
+        Held {
+            lease,
+            link,
+            passage,
+            inbox: StreamBuffer::default(),
+            out: Vec::new(),
+            swallow: false,
+            replay: None,
+            refused: false,
+            ended: false,
+            farewell: false,
+            parameters: None,
+        }
+    }
+
+    /// Back to the pool if nothing speaks against it, else closed.
+    pub fn part(mut self, now: crate::types::Millis) {
+        self.passage = None;
+        buffers::detach(&mut self.inbox);
+        let clean = !self.ended && self.link.cut_by() == Cut::No && self.link.cancels.load(SeqCst) == 0 && self.parameters.is_none();
+        if let Some(server) = self.lease.server_mut() {
+            server.released = now;
+        }
+        if clean {
+            self.lease.give_back();
+        }
+    }
+
+    /// Sends `queries` and reads up to the last ReadyForQuery. `true`: no error, no transaction.
+    async fn clean(&mut self, mut queries: Vec<u8>, mut readies: usize) -> bool {
+        let mut nothing = StreamBuffer::default();
+        while !matches!(buffers::write(&self.link.stream, &mut queries, &mut nothing), Ok(true)) {
+            if self.link.stream.writable().await.is_err() {
+                return false;
+            }
+        }
+        loop {
+            match buffers::read(&self.link.stream, &mut self.inbox) {
+                Read::Later => {
+                    if self.link.stream.readable().await.is_err() {
+                        return false;
+                    }
+                }
+                Read::Bytes => {}
+                Read::Full | Read::Ended => return false,
+            }
+            while let Ok(Some(frame)) = self.inbox.frame() {
+                if !frame.is_complete() {
+                    break;
+                }
+                let status = self.inbox.body(&frame).first().copied();
+                self.inbox.drop_frame(&frame);
+                match frame.tag {
+                    b'E' => return false,
+                    b'Z' if readies == 1 => return status == Some(b'I') && self.inbox.is_empty(),
+                    b'Z' => readies -= 1,
+                    _ => {}
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What all sessions share, and what is done with it when the topology changes.
+//!
+//! The order matters (INV-11): first the gate closes or moves, then the view is replaced, so that a connection registered from now on is
+//! judged by it, then every connection that it does not cover is cut.
+
+use super::auth::Verifiers;
+use super::cancel::Slots;
+use super::config::Config;
+use super::pause::Gate;
+use super::pool::{Pool, PoolKey};
+use super::server::{Cut, Link, Parameters, Role, Server};
+use super::stats::{PoolStats, Stats};
+use super::{Control, Inputs};
+use crate::cluster::{Topology, WriteGate};
+use crate::telemetry::Clock;
+use crate::types::NodeId;
+use rand::Rng;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Statements known to write although their text looks like a read; beyond it all are forgotten and learned again.
+const LEARNED_MAX: usize = 4096;
+
+/// Greetings kept; beyond it all are forgotten.
+const GREETINGS_MAX: usize = 1024;
+
+/// See the module.
+pub struct Shared {
+    pub config: Config,
+    pub node: NodeId,
+    pub datacenter: String,
+    pub clock: Clock,
+    pub gate: Arc<Gate>,
+    pub slots: Slots,
+    pub verifiers: Verifiers,
+    pub control: Control,
+    pub shutdown: CancellationToken,
+    /// For the salt that unknown users are shown.
+    pub mock_secret: [u8; 32],
+    pub clients: AtomicU64,
+    pub waiting: AtomicU64,
+    arrivals: AtomicU64,
+    sessions: AtomicU64,
+    view: watch::Sender<Arc<Topology>>,
+    pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
+    links: Mutex<Vec<Weak<Link>>>,
+    greetings: Mutex<HashMap<Greeting, Arc<Parameters>>>,
+    learned: RwLock<HashSet<u64>>,
+    has_learned: AtomicBool,
+}
+
+/// What decides the settings that a client is told at login.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Greeting {
+    pub database: String,
+    pub user: String,
+    pub role: Role,
+    pub parameters: Vec<(String, String)>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each critical section leaves the collection sound at every step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Everything closed and empty; call [`Shared::adopt`] with the first topology.
+    #[must_use]
+    pub fn new(config: Config, inputs: &Inputs, gate: Arc<Gate>, verifiers: Verifiers) -> Shared {
+        Shared {
+            config,
+            node: inputs.node,
+            datacenter: inputs.datacenter.clone(),
+            clock: inputs.clock,
+            gate,
+            slots: Slots::default(),
+            verifiers,
+            control: inputs.control.clone(),
+            shutdown: inputs.shutdown.clone(),
+            mock_secret: rand::rng().random(),
+            clients: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
+            arrivals: AtomicU64::new(0),
+            sessions: AtomicU64::new(0),
+            view: watch::Sender::new(Arc::default()),
+            pools: Mutex::default(),
+            links: Mutex::default(),
+            greetings: Mutex::default(),
+            learned: RwLock::default(),
+            has_learned: AtomicBool::new(false),
+        }
+    }
+
+    /// The present topology.
+    #[must_use]
+    pub fn topology(&self) -> Arc<Topology> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// Wakes at each new topology.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<Topology>> {
+        self.view.subscribe()
+    }
+
+    /// A place in the order of all who wait.
+    #[must_use]
+    pub fn arrival(&self) -> u64 {
+        self.arrivals.fetch_add(1, Relaxed)
+    }
+
+    /// A number for a new session's cancel key.
+    #[must_use]
+    pub fn session_number(&self) -> u32 {
+        // Only the low bits matter.
+        (self.sessions.fetch_add(1, Relaxed) & 0xFFFF_FFFF) as u32
+    }
+
+    /// Takes a new topology over; see the module for the order.
+    pub fn adopt(&self, topology: Arc<Topology>) {
+        self.gate.set(&topology);
+        self.view.send_replace(Arc::clone(&topology));
+        for link in self.live_links() {
+            if !covers(&topology, &link) {
+                tracing::debug!(node = %link.node, epoch = %link.epoch, "server connection cut: the topology moved on");
+                link.cut(Cut::Fenced);
+            }
+        }
+        for pool in self.all_pools() {
+            pool.prune(|server| !covers(&topology, &server.link));
+        }
+    }
+
+    /// Registers a new connection; `false`: the topology has moved on meanwhile, and it was cut.
+    #[must_use]
+    pub fn register(&self, server: &Server) -> bool {
+        locked(&self.links).push(Arc::downgrade(&server.link));
+        // Looked at after it was registered: whichever comes first, `adopt` or this, one of the two sees the other.
+        let covered = covers(&self.topology(), &server.link);
+        if !covered {
+            server.link.cut(Cut::Fenced);
+        }
+        covered
+    }
+
+    fn live_links(&self) -> Vec<Arc<Link>> {
+        let mut links = locked(&self.links);
+        links.retain(|link| link.strong_count() > 0);
+        links.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The pool of (database, user) on `node`.
+    #[must_use]
+    pub fn pool(&self, database: &str, user: &str, node: NodeId) -> Arc<Pool> {
+        let key = PoolKey { database: database.to_owned(), user: user.to_owned(), node };
+        let (_, size) = self.config.pool(database, user);
+        let mut pools = locked(&self.pools);
+        Arc::clone(pools.entry(key.clone()).or_insert_with(|| Pool::new(key, size)))
+    }
+
+    /// Clients that have or await a server connection of this user on `node`.
+    #[must_use]
+    pub fn outstanding(&self, database: &str, user: &str, node: NodeId) -> u32 {
+        let key = PoolKey { database: database.to_owned(), user: user.to_owned(), node };
+        let pool = locked(&self.pools).get(&key).map(Arc::clone);
+        pool.map_or(0, |pool| pool.outstanding())
+    }
+
+    fn all_pools(&self) -> Vec<Arc<Pool>> {
+        locked(&self.pools).values().map(Arc::clone).collect()
+    }
+
+    /// Closes idle connections that are dead, too old or long unused.
+    pub fn sweep(&self) {
+        let now = self.clock.now();
+        for pool in self.all_pools() {
+            pool.prune(|server| {
+                let idle = now.since(server.released) > self.config.server_idle_timeout;
+                idle || now.since(server.opened) > self.config.server_lifetime || server.has_stirred()
+            });
+        }
+    }
+
+    /// Settings told to earlier clients of the same kind.
+    #[must_use]
+    pub fn greeting(&self, kind: &Greeting) -> Option<Arc<Parameters>> {
+        locked(&self.greetings).get(kind).map(Arc::clone)
+    }
+
+    /// Remembers what a server reported.
+    pub fn remember_greeting(&self, kind: Greeting, parameters: Arc<Parameters>) {
+        let mut greetings = locked(&self.greetings);
+        if greetings.len() >= GREETINGS_MAX {
+            greetings.clear();
+        }
+        greetings.insert(kind, parameters);
+    }
+
+    /// Whether anything was learned at all; then the fingerprint of a read is worth computing.
+    #[must_use]
+    pub fn has_learned(&self) -> bool {
+        self.has_learned.load(Relaxed)
+    }
+
+    /// Whether a standby refused a statement of this form.
+    #[must_use]
+    pub fn is_learned_write(&self, fingerprint: u64) -> bool {
+        self.learned.read().unwrap_or_else(PoisonError::into_inner).contains(&fingerprint)
+    }
+
+    /// A standby refused a statement of this form.
+    pub fn learn_write(&self, fingerprint: u64) {
+        let mut learned = self.learned.write().unwrap_or_else(PoisonError::into_inner);
+        if learned.len() >= LEARNED_MAX {
+            learned.clear();
+        }
+        learned.insert(fingerprint);
+        self.has_learned.store(true, Relaxed);
+    }
+
+    /// A snapshot.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut pools: Vec<PoolStats> = self.all_pools().iter().map(|pool| pool.stats()).collect();
+        pools.sort_by(|a, b| (&a.database, &a.user, a.node).cmp(&(&b.database, &b.user, b.node)));
+        Stats {
+            clients: self.clients.load(Relaxed),
+            waiting: self.waiting.load(Relaxed),
+            servers: pools.iter().map(|pool| u64::from(pool.active + pool.idle)).sum(),
+            in_flight: self.gate.drain_state().1,
+            pools,
+        }
+    }
+}
+
+/// Whether `link` may go on under `topology` (INV-11).
+fn covers(topology: &Topology, link: &Link) -> bool {
+    let known = topology.backends.get(&link.node).is_some_and(|backend| backend.address == link.address);
+    let primary = match topology.write {
+        WriteGate::Open { primary, epoch } | WriteGate::Draining { primary, epoch } => Some((primary, epoch)),
+        WriteGate::Held => None,
+    };
+    if !link.to_primary {
+        // A standby that became the primary is entered anew, through the gate.
+        return known && primary.is_none_or(|(node, _)| node != link.node);
+    }
+    match primary {
+        Some((node, epoch)) => known && node == link.node && epoch == link.epoch,
+        // Held within the epoch: what is under way may end.
+        None => known && topology.epoch == link.epoch,
+    }
+}
