@@ -24,10 +24,7 @@ struct Current(Arc<RwLock<Option<(SnapshotMeta, Bytes)>>>);
 
 impl Current {
     fn set(&self, meta: SnapshotMeta, bytes: Bytes) {
-        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_none_or(|(known, _)| known.last_log_id <= meta.last_log_id) {
-            *current = Some((meta, bytes));
-        }
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some((meta, bytes));
     }
 
     fn get(&self) -> Option<Snapshot> {
@@ -118,10 +115,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, bytes: Bytes) -> io::Result<()> {
-        let (dir, copy, its) = (self.dir.clone(), bytes.clone(), meta.clone());
+        let (dir, copy) = (self.dir.clone(), bytes.clone());
         let decoded = blocking(move || {
             let decoded = snapshot::decode(&copy).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-            dir.save(&its, &copy)?;
+            dir.save(&copy)?;
             Ok(decoded)
         });
         let decoded = decoded.await?;
@@ -153,7 +150,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let (meta, state, dir) = (self.meta.clone(), self.state.clone(), self.dir.clone());
         let bytes = blocking(move || {
             let bytes = snapshot::encode(&meta, &state)?;
-            dir.save(&meta, &bytes)?;
+            dir.save(&bytes)?;
             Ok(bytes)
         });
         let bytes = bytes.await?;

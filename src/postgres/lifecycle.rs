@@ -5,11 +5,10 @@
 
 use super::conf::{Intent, StoppedAt, SyncNames, Upstream};
 use super::control::LastState;
-use super::error::Error;
+use super::error::{Error, io};
 use super::instance::{Activity, Instance, QUERY_LIMIT, data_major};
 use super::process::{self, Postmaster, lock};
 use super::procfs::{self, PidFile};
-use super::secrets::write_atomic;
 use super::tool::{blocking, within};
 use super::{conf, history};
 use crate::types::SystemId;
@@ -65,7 +64,7 @@ impl Instance {
                 let _ = std::fs::remove_file(layout.pgdata.join(name));
             }
             let signal = layout.pgdata.join("standby.signal");
-            write_atomic(&signal, "", 0o600)?;
+            std::fs::write(&signal, "").map_err(io("cannot write", &signal))?;
             run_as.own(&signal)?;
             let auto = layout.pgdata.join("postgresql.auto.conf");
             super::drift::strip(&auto, &run_as).map(drop)

@@ -1,0 +1,282 @@
+//! A real primary and a streaming standby with a proxy in front, for the tests of the proxy. The topology is driven by the test.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_postgres::NoTls;
+use tokio_util::sync::CancellationToken;
+use trilithon::cluster::{Backend, Topology, WriteGate};
+use trilithon::proxy::{Config, Control, Handle, Inputs, start};
+use trilithon::telemetry::Clock;
+use trilithon::types::{Epoch, NodeId, Revision};
+
+pub const PASSWORD: &str = "s3cret";
+pub const PRIMARY: NodeId = NodeId(1);
+pub const STANDBY: NodeId = NodeId(2);
+
+fn bin(name: &str) -> PathBuf {
+    let newest = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin")).max();
+    newest.unwrap_or_default().join(name)
+}
+
+/// PostgreSQL refuses to run as root.
+fn as_postgres(command: &mut Command) -> &mut Command {
+    if rustix::process::geteuid().is_root() {
+        let id = |flag: &str| {
+            let out = Command::new("id").args([flag, "postgres"]).output().expect("id runs");
+            String::from_utf8_lossy(&out.stdout).trim().parse().expect("user postgres exists")
+        };
+        command.uid(id("-u")).gid(id("-g"));
+    }
+    command.env("PGPASSWORD", PASSWORD).env("LC_ALL", "C.UTF-8").current_dir("/")
+}
+
+fn run(command: &mut Command) -> Output {
+    let out = as_postgres(command).stdin(Stdio::null()).output().expect("the program starts");
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    out
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").expect("a port is free").local_addr().expect("bound").port()
+}
+
+/// One server, our own child.
+pub struct Pg {
+    pub port: u16,
+    pub data: PathBuf,
+    sockets: PathBuf,
+    child: Option<Child>,
+}
+
+impl Pg {
+    fn at(dir: &Path, name: &str) -> Pg {
+        Pg { port: free_port(), data: dir.join(name), sockets: dir.to_owned(), child: None }
+    }
+
+    pub fn start(&mut self) {
+        let log = std::fs::File::create(self.data.with_extension("log")).expect("log file");
+        let mut command = Command::new(bin("postgres"));
+        command.arg("-D").arg(&self.data).args(["-p", &self.port.to_string(), "-k"]).arg(&self.sockets);
+        for setting in
+            ["fsync=off", "listen_addresses=127.0.0.1", "max_connections=120", "wal_level=replica", "max_prepared_transactions=5"]
+        {
+            command.args(["-c", setting]);
+        }
+        self.child = Some(as_postgres(&mut command).stderr(log).stdin(Stdio::null()).spawn().expect("postgres starts"));
+        let ready = |port: u16| {
+            Command::new(bin("pg_isready")).args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]).status().is_ok_and(|s| s.success())
+        };
+        for _ in 0..300 {
+            if ready(self.port) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("postgres on {} did not start: {}", self.port, std::fs::read_to_string(self.data.with_extension("log")).unwrap_or_default());
+    }
+
+    pub fn stop(&mut self, signal: rustix::process::Signal) {
+        if let Some(mut child) = self.child.take() {
+            let pid = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(pid, signal).expect("our own child");
+            child.wait().expect("our own child");
+        }
+    }
+
+    pub fn promote(&self) {
+        run(Command::new(bin("pg_ctl")).arg("promote").arg("-w").arg("-s").arg("-D").arg(&self.data));
+    }
+
+    /// A superuser's connection past the proxy.
+    pub async fn direct(&self) -> tokio_postgres::Client {
+        client(&format!("host=127.0.0.1 port={} user=postgres password={PASSWORD} dbname=postgres", self.port))
+            .await
+            .expect("direct connection")
+    }
+}
+
+impl Drop for Pg {
+    fn drop(&mut self) {
+        self.stop(rustix::process::Signal::QUIT);
+    }
+}
+
+/// A primary with one streaming standby.
+pub struct Pair {
+    pub primary: Pg,
+    pub standby: Pg,
+    dir: tempfile::TempDir,
+}
+
+impl Pair {
+    pub fn start() -> Pair {
+        let dir = tempfile::Builder::new().prefix("tri-proxy-").tempdir().expect("temporary directory");
+        if rustix::process::geteuid().is_root() {
+            assert!(Command::new("chown").arg("postgres").arg(dir.path()).status().is_ok_and(|s| s.success()));
+        }
+        let password = dir.path().join("password");
+        std::fs::write(&password, PASSWORD).expect("password file");
+        let (mut primary, mut standby) = (Pg::at(dir.path(), "primary"), Pg::at(dir.path(), "standby"));
+        run(Command::new(bin("initdb"))
+            .args(["-N", "-U", "postgres", "-A", "scram-sha-256", "--locale=C", "-E", "UTF8", "--pwfile"])
+            .arg(&password)
+            .arg("-D")
+            .arg(&primary.data));
+        primary.start();
+        let port = primary.port.to_string();
+        run(Command::new(bin("pg_basebackup"))
+            .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-R", "-c", "fast", "-X", "stream", "--no-sync", "-D"])
+            .arg(&standby.data));
+        standby.start();
+        Pair { primary, standby, dir }
+    }
+
+    /// Until the standby has replayed everything the primary has written.
+    pub async fn caught_up(&self) {
+        let (primary, standby) = (self.primary.direct().await, self.standby.direct().await);
+        let end: String = primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.expect("lsn").get(0);
+        let sql = format!("SELECT coalesce(pg_last_wal_replay_lsn() >= '{end}', false)");
+        for _ in 0..500 {
+            if standby.query_one(&sql, &[]).await.expect("replay lsn").get(0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the standby did not catch up");
+    }
+}
+
+/// A proxy in front of a pair.
+pub struct Front {
+    pub handle: Handle,
+    pub topology: watch::Sender<Arc<Topology>>,
+    pub lease: Arc<AtomicBool>,
+    pub shutdown: CancellationToken,
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// What a proxy sees of `pair` while it is healthy.
+pub fn healthy(pair: &Pair, epoch: u64) -> Topology {
+    let backend = |port: u16, readable| Backend {
+        name: port.to_string(),
+        datacenter: "dc".into(),
+        address: format!("127.0.0.1:{port}"),
+        readable,
+        lag_bytes: Some(0),
+        noloadbalance: false,
+    };
+    Topology {
+        revision: Revision(epoch * 10),
+        epoch: Epoch(epoch),
+        write: WriteGate::Open { primary: PRIMARY, epoch: Epoch(epoch) },
+        backends: BTreeMap::from([(PRIMARY, backend(pair.primary.port, false)), (STANDBY, backend(pair.standby.port, true))]),
+    }
+}
+
+impl Front {
+    /// The proxy of a third node, in the standby's datacenter.
+    pub async fn start(pair: &Pair, change: impl FnOnce(&mut Config)) -> Front {
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let mut config = Config { auto: vec![any], primary: vec![any], standby: vec![any], workers: 2, ..Config::default() };
+        change(&mut config);
+        let (topology, seen) = watch::channel(Arc::new(healthy(pair, 1)));
+        let lease = Arc::new(AtomicBool::new(true));
+        let asked = Arc::clone(&lease);
+        let shutdown = CancellationToken::new();
+        let inputs = Inputs {
+            node: STANDBY,
+            datacenter: "dc".into(),
+            topology: seen,
+            lease_valid: Arc::new(move || asked.load(SeqCst)),
+            control: Control {
+                local_host: Some(pair.dir.path().display().to_string()),
+                local_port: pair.standby.port,
+                user: "postgres".into(),
+                password: Some(PASSWORD.into()),
+            },
+            clock: Clock::default(),
+            shutdown: shutdown.clone(),
+        };
+        let handle = start(config, inputs).await.expect("the proxy starts");
+        Front { handle, topology, lease, shutdown }
+    }
+
+    pub fn auto(&self) -> u16 {
+        self.handle.addresses().auto[0].port()
+    }
+
+    pub fn primary(&self) -> u16 {
+        self.handle.addresses().primary[0].port()
+    }
+
+    pub fn standby(&self) -> u16 {
+        self.handle.addresses().standby[0].port()
+    }
+
+    /// The cluster moved on.
+    pub fn publish(&self, change: impl FnOnce(&mut Topology)) {
+        self.topology.send_modify(|topology| {
+            let topology = Arc::make_mut(topology);
+            topology.revision.0 += 1;
+            change(topology);
+        });
+    }
+}
+
+/// A client of the proxy (or of anything else).
+pub async fn client(dsn: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await?;
+    #[allow(clippy::disallowed_methods)]
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// As the superuser through the proxy.
+pub async fn through(port: u16) -> tokio_postgres::Client {
+    client(&format!("host=127.0.0.1 port={port} user=postgres password={PASSWORD} dbname=postgres")).await.expect("login through the proxy")
+}
+
+/// The SQLSTATE of a failure.
+pub fn code<T>(result: Result<T, tokio_postgres::Error>) -> String {
+    match result {
+        Ok(_) => "00000".to_owned(),
+        Err(error) => error.code().map_or_else(|| format!("{error:?}"), |code| code.code().to_owned()),
+    }
+}
+
+/// Runs a client program against `port`.
+pub fn program(name: &str, port: u16, args: &[&str]) -> Output {
+    let mut command = Command::new(bin(name));
+    command.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "postgres"]).args(args);
+    as_postgres(&mut command).stdin(Stdio::null()).output().expect("the program starts")
+}
+
+/// psql, its output, trimmed.
+pub fn psql(port: u16, sql: &str) -> String {
+    let out = program("psql", port, &["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql, "postgres"]);
+    assert!(out.status.success(), "{sql}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}
+
+/// Waits for a fact, at most ten seconds.
+pub async fn eventually(what: &str, mut fact: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if fact() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within ten seconds: {what}");
+}
