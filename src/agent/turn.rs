@@ -183,6 +183,8 @@ impl Loop {
                 self.agent.lease.release(*epoch);
                 return Ok(());
             }
+            // INV-6: other names go into the configuration now. The older proof ends here, also if this attempt is broken off.
+            Action::ApplyRule { .. } => self.memory.settled = None,
             _effect_on_postgres => {}
         }
         let committed = Arc::new(AtomicBool::new(false));

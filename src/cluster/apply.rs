@@ -4,7 +4,7 @@
 //! depends on who proposes it or on the time.
 
 use super::{
-    CalledOff, ChangeKind, ClusterState, Command, ElectionCall, ElectionCause, HistoryEntry, Lease, Member, MemberKind, Phase,
+    Adopted, CalledOff, ChangeKind, ClusterState, Command, ElectionCall, ElectionCause, HistoryEntry, Lease, Member, MemberKind, Phase,
     PlannedChange, Proposal, SyncRule, TimelineClaim,
 };
 use crate::types::{Epoch, Lsn, NodeId, RequestId, Revision};
@@ -126,7 +126,7 @@ fn transition(s: &mut ClusterState, proposal: &Proposal) -> Result<(), Rejection
             ensure(rule.primary == *node, || "the first rule must name the member that initialised".into())?;
             s.system = Some(*system);
             s.timelines.0 = vec![TimelineClaim { timeline: *timeline, epoch: s.epoch, node: *node, settled: true }];
-            s.rules = vec![rule.clone()];
+            only_rule(s, rule);
             begin_election(s, Some(*node), ElectionCause::Bootstrap, false);
             Ok(())
         }
@@ -276,6 +276,7 @@ fn elect(s: &mut ClusterState, candidate: NodeId, rule: &SyncRule, lsn: Lsn) -> 
     if accept_loss {
         // The administrator's word replaces coverage: what the old rules protected may be gone, and waiting for it would block for ever.
         s.rules.clear();
+        s.adopted.clear();
     }
     push_rule(s, rule)?;
     s.phase = Phase::Promoting { candidate };
@@ -303,11 +304,25 @@ fn elect(s: &mut ClusterState, candidate: NodeId, rule: &SyncRule, lsn: Lsn) -> 
 // ---- rules (INV-5, INV-6)
 
 fn push_rule(s: &mut ClusterState, rule: &SyncRule) -> Result<(), Rejection> {
-    let others: Vec<SyncRule> = s.rules.iter().filter(|r| *r != rule).cloned().collect();
+    // A rule that is in flight already moves to the end and counts as adopted now.
+    let marks = s.adopted.iter().copied().map(Some).chain(std::iter::repeat(None));
+    let others: Vec<(SyncRule, Adopted)> =
+        s.rules.iter().cloned().zip(marks).filter(|(r, _)| r != rule).map(|(r, mark)| (r, mark.unwrap_or(now(s)))).collect();
     ensure(others.len() < RULES_MAX, || format!("{RULES_MAX} rules are in flight; settle one first"))?;
-    s.rules = others;
+    (s.rules, s.adopted) = others.into_iter().unzip();
     s.rules.push(rule.clone());
+    s.adopted.push(now(s));
     Ok(())
+}
+
+fn only_rule(s: &mut ClusterState, rule: &SyncRule) {
+    s.rules = vec![rule.clone()];
+    s.adopted = vec![now(s)];
+}
+
+/// This command's mark: it will have made the next revision.
+fn now(s: &ClusterState) -> Adopted {
+    Adopted { epoch: s.epoch, revision: Revision(s.revision.0 + 1) }
 }
 
 fn propose_rule(s: &mut ClusterState, rule: &SyncRule) -> Result<(), Rejection> {
@@ -321,7 +336,7 @@ fn settle_rule(s: &mut ClusterState, epoch: Epoch, rule: &SyncRule, outage_ms: O
     let primary = rule_owner(s)?;
     ensure(epoch == s.epoch, || format!("proved in epoch {epoch}, the cluster is in {}", s.epoch))?;
     ensure(s.rules.last() == Some(rule) && rule.primary == primary, || "that is not the rule in flight".into())?;
-    s.rules = vec![rule.clone()];
+    only_rule(s, rule);
     s.phase = Phase::Steady { primary };
     settle_timeline(s, epoch);
     if let Some(entry) = s.history.last_mut().filter(|h| h.epoch == epoch && !h.settled) {

@@ -21,7 +21,7 @@ pub use command::{Command, ElectionCause, Proposal};
 pub use rule::SyncRule;
 pub use settings::{Durability, Settings};
 pub use state::{
-    Addresses, CalledOff, ChangeKind, ClusterState, ElectionCall, HistoryEntry, Lease, Member, MemberKind, Phase, PlannedChange, Secrets,
-    Tags, TimelineClaim, TimelineClaims,
+    Addresses, Adopted, CalledOff, ChangeKind, ClusterState, ElectionCall, HistoryEntry, Lease, Member, MemberKind, Phase, PlannedChange,
+    Secrets, Tags, TimelineClaim, TimelineClaims,
 };
 pub use topology::{Backend, Topology, WriteGate};

@@ -21,6 +21,8 @@ pub struct ClusterState {
     pub phase: Phase,
     /// One rule, or several while a change is in flight: an election must cover all of them (INV-5). Empty before bootstrap.
     pub rules: Vec<SyncRule>,
+    /// When each of `rules` was adopted, in the same order.
+    pub adopted: Vec<Adopted>,
     pub members: BTreeMap<NodeId, Member>,
     /// Next consensus id to give out; ids are never reused.
     pub next_node: NodeId,
@@ -219,6 +221,15 @@ pub struct CalledOff {
 pub struct ElectionCall {
     pub from: Option<NodeId>,
     pub cause: ElectionCause,
+}
+
+/// When a rule came into force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// Whoever holds WAL written in a later epoch holds everything this rule ever confirmed: that epoch's election covered it.
+    pub epoch: Epoch,
+    /// First revision that has it: a proof from a node that had not seen this revision is about an earlier adoption.
+    pub revision: Revision,
 }
 
 /// One number on the tree of timelines (INV-8).

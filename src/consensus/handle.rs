@@ -22,6 +22,8 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+/// Far longer than an election takes.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before asking again who leads.
 const RETRY: Duration = Duration::from_millis(30);
 
@@ -170,8 +172,19 @@ impl Handle {
         self.shared.reach.subscribe()
     }
 
+    /// This node leads, and a quorum has confirmed it recently.
+    #[must_use]
+    pub fn is_leader(&self) -> watch::Receiver<bool> {
+        self.shared.mine.subscribe()
+    }
+
+    /// [`Handle::propose_within`] ten seconds. Dropping it earlier leaves the outcome unknown.
+    pub async fn propose(&self, proposal: Proposal) -> Result<Outcome, ProposeError> {
+        self.propose_within(&proposal, PROPOSE_TIMEOUT).await
+    }
+
     /// Have `proposal` appended, committed and applied, wherever the leader is.
-    pub async fn propose(&self, proposal: &Proposal, within: Duration) -> Result<Outcome, ProposeError> {
+    pub async fn propose_within(&self, proposal: &Proposal, within: Duration) -> Result<Outcome, ProposeError> {
         let data = EntryData::encode(proposal).map_err(|e| ProposeError::NotSent(e.to_string()))?;
         if data.json.len() > ENTRY_BYTES_MAX {
             return Err(ProposeError::TooLarge { bytes: data.json.len(), max: ENTRY_BYTES_MAX });

@@ -9,7 +9,7 @@
 
 use super::config::{Config, Peer};
 use super::formation;
-use super::handle::{Handle, Health, Leadership, Progress};
+use super::handle::{Handle, Health, Leadership, Progress, RaftRole};
 use super::links::{Failure, KEEPALIVE, Links};
 use super::network::Network;
 use super::observe;
@@ -39,6 +39,8 @@ use tonic::transport::Server;
 
 /// How long an orderly end may take before tasks are dropped.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait for a successor to lead.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(700);
 /// Streams that one peer may have open at a time; a peer needs fewer than ten.
 const STREAMS_PER_CONNECTION: u32 = 256;
 
@@ -116,6 +118,8 @@ pub(super) struct Shared {
     machine: Mutex<Option<StateMachine>>,
     pub state: watch::Receiver<Arc<ClusterState>>,
     pub leadership: watch::Sender<Leadership>,
+    /// `leadership.mine` alone.
+    pub mine: watch::Sender<bool>,
     pub health: watch::Sender<Health>,
     pub progress: watch::Sender<Progress>,
     pub observations: watch::Sender<Arc<Observations>>,
@@ -250,6 +254,7 @@ async fn open(config: Config, listener: &TcpListener) -> Result<Shared, StartErr
         machine: Mutex::new(Some(machine)),
         state,
         leadership: watch::Sender::new(Leadership::default()),
+        mine: watch::Sender::new(false),
         health: watch::Sender::new(Health::Ok),
         progress: watch::Sender::new(Progress::Starting),
         observations: watch::Sender::default(),
@@ -296,20 +301,35 @@ impl Node {
         }
     }
 
-    /// Stop taking part and close the listener. What was acknowledged is on disk already.
+    /// Hand over leadership, stop taking part and close the listener. What was acknowledged is on disk already.
     pub async fn shutdown(mut self) {
         let orderly = async {
+            self.hand_over().await;
+            // Tasks first: the end of openraft is then no failure that anybody reports.
+            self.shared.cancel.cancel();
+            while self.tasks.join_next().await.is_some() {}
             if let Some(raft) = self.shared.raft()
                 && let Err(e) = raft.shutdown().await
             {
                 tracing::warn!(error = %e, "consensus did not stop in order");
             }
-            self.shared.cancel.cancel();
-            while self.tasks.join_next().await.is_some() {}
             self.shared.store.close().await;
         };
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, orderly).await.is_err() {
             tracing::warn!("consensus did not stop in time; its tasks are dropped");
+        }
+    }
+
+    /// A leader that goes without a word costs the others an election timeout.
+    async fn hand_over(&self) {
+        let handle = self.handle();
+        let (Some(status), Some(me)) = (handle.status(), handle.node_id()) else { return };
+        let best = status.voters.iter().filter(|n| **n != me).max_by_key(|n| status.matched.get(n).copied().flatten());
+        let (true, Some(to)) = (status.role == RaftRole::Leader, best) else { return };
+        if handle.transfer_leader(*to).await.is_ok() {
+            let mut leadership = handle.leadership();
+            // Without an answer the others elect after their timeout.
+            drop(tokio::time::timeout(HAND_OVER_TIMEOUT, leadership.wait_for(|l| l.leader.is_some_and(|n| n != me))).await);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! that reads one checks it first. Deliberately absent: incremental snapshots; the state is a few hundred kilobytes at most.
 
 use super::codec;
-use super::raft::{FORMAT, SnapshotMeta, StoredMembership};
+use super::raft::{FORMAT, LogId, SnapshotMeta, StoredMembership};
 use crate::cluster::ClusterState;
 use crate::proto::v1;
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use prost::Message;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 
 const MAGIC: &[u8; 8] = b"TRISNAP\n";
@@ -82,40 +83,44 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, SnapshotError> {
 /// Where the snapshot of one node lives.
 #[derive(Clone, Debug)]
 pub struct SnapshotDir {
-    dir: Option<PathBuf>,
+    dir: PathBuf,
+    /// End of the newest snapshot saved. Building one goes on while another is installed; the older must not win.
+    newest: Arc<Mutex<Option<LogId>>>,
 }
 
 impl SnapshotDir {
     pub fn new(dir: &Path) -> SnapshotDir {
-        SnapshotDir { dir: Some(dir.to_owned()) }
-    }
-
-    /// Keeps nothing.
-    #[cfg(test)]
-    pub fn absent() -> SnapshotDir {
-        SnapshotDir { dir: None }
+        SnapshotDir { dir: dir.to_owned(), newest: Arc::default() }
     }
 
     /// Read and check the snapshot, if there is one. Blocking.
     pub fn load(&self) -> Result<Option<(Decoded, Bytes)>, SnapshotError> {
-        let Some(dir) = &self.dir else { return Ok(None) };
-        let path = dir.join("snapshot");
+        let path = self.dir.join("snapshot");
         match std::fs::read(&path) {
-            Ok(bytes) => Ok(Some((decode(&bytes)?, bytes.into()))),
+            Ok(bytes) => {
+                let decoded = decode(&bytes)?;
+                *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = decoded.meta.last_log_id;
+                Ok(Some((decoded, bytes.into())))
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(SnapshotError::Io { path, source }),
         }
     }
 
-    /// Replace the snapshot durably. Blocking.
-    pub fn save(&self, bytes: &[u8]) -> io::Result<()> {
-        let Some(dir) = &self.dir else { return Ok(()) };
-        let temporary = dir.join("snapshot.tmp");
+    /// Replace the snapshot durably, unless a newer one is there. Says whether it did. Blocking.
+    pub fn save(&self, meta: &SnapshotMeta, bytes: &[u8]) -> io::Result<bool> {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if *newest > meta.last_log_id {
+            return Ok(false);
+        }
+        let temporary = self.dir.join("snapshot.tmp");
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&temporary, dir.join("snapshot"))?;
-        File::open(dir)?.sync_all()
+        std::fs::rename(&temporary, self.dir.join("snapshot"))?;
+        File::open(&self.dir)?.sync_all()?;
+        *newest = meta.last_log_id;
+        Ok(true)
     }
 }
 
@@ -124,13 +129,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_older_snapshot_never_replaces_a_newer_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshots = SnapshotDir::new(dir.path());
+        let ending_at = |index| SnapshotMeta {
+            last_log_id: Some(codec::log_id_from(v1::RaftLogId { term: 1, node: 1, index })),
+            ..SnapshotMeta::default()
+        };
+        let bytes = |meta: &SnapshotMeta| encode(meta, &ClusterState::default()).unwrap();
+        let (newer, older) = (ending_at(9), ending_at(7));
+        assert!(snapshots.save(&newer, &bytes(&newer)).unwrap());
+        assert!(!snapshots.save(&older, &bytes(&older)).unwrap());
+        assert_eq!(snapshots.load().unwrap().unwrap().0.meta, newer);
+    }
+
+    #[test]
     fn damaged_snapshot_is_never_decoded() {
         let dir = tempfile::tempdir().unwrap();
         let snapshots = SnapshotDir::new(dir.path());
         assert!(snapshots.load().unwrap().is_none());
         let state = ClusterState { name: "demo".into(), ..ClusterState::default() };
         let bytes = encode(&SnapshotMeta::default(), &state).unwrap();
-        snapshots.save(&bytes).unwrap();
+        assert!(snapshots.save(&SnapshotMeta::default(), &bytes).unwrap());
         let (decoded, read) = snapshots.load().unwrap().unwrap();
         assert_eq!((decoded.state, read), (state, bytes.clone()));
         for at in 0..bytes.len() {

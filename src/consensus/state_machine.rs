@@ -24,7 +24,10 @@ struct Current(Arc<RwLock<Option<(SnapshotMeta, Bytes)>>>);
 
 impl Current {
     fn set(&self, meta: SnapshotMeta, bytes: Bytes) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some((meta, bytes));
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_none_or(|(known, _)| known.last_log_id <= meta.last_log_id) {
+            *current = Some((meta, bytes));
+        }
     }
 
     fn get(&self) -> Option<Snapshot> {
@@ -115,10 +118,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, bytes: Bytes) -> io::Result<()> {
-        let (dir, copy) = (self.dir.clone(), bytes.clone());
+        let (dir, copy, its) = (self.dir.clone(), bytes.clone(), meta.clone());
         let decoded = blocking(move || {
             let decoded = snapshot::decode(&copy).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-            dir.save(&copy)?;
+            dir.save(&its, &copy)?;
             Ok(decoded)
         });
         let decoded = decoded.await?;
@@ -150,7 +153,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let (meta, state, dir) = (self.meta.clone(), self.state.clone(), self.dir.clone());
         let bytes = blocking(move || {
             let bytes = snapshot::encode(&meta, &state)?;
-            dir.save(&bytes)?;
+            dir.save(&meta, &bytes)?;
             Ok(bytes)
         });
         let bytes = bytes.await?;

@@ -37,6 +37,7 @@ pub async fn run(shared: Arc<Shared>) -> String {
             let why = store.borrow_and_update().clone().unwrap_or(fatal);
             tracing::error!(reason = %why, "consensus has stopped on this node");
             shared.leadership.send_replace(Leadership::default());
+            shared.mine.send_replace(false);
             shared.health.send_replace(Health::Fatal(why.clone()));
             return why;
         }
@@ -66,6 +67,7 @@ fn publish(shared: &Shared, metrics: &RaftMetrics<TypeConfig>) -> Result<(), Str
         term: metrics.current_term,
     };
     let changed = shared.leadership.send_if_modified(|known| std::mem::replace(known, now) != now);
+    shared.mine.send_if_modified(|known| std::mem::replace(known, now.mine) != now.mine);
     if changed {
         tracing::info!(leader = now.leader.map(|n| n.0), mine = now.mine, term = now.term, "leadership");
     }

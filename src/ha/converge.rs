@@ -39,8 +39,8 @@ pub fn converge(s: &ClusterState, local: &LocalState) -> Step {
         Phase::Electing { .. } => seal(local),
         Phase::Promoting { candidate } if candidate == local.me => become_primary(s, local),
         Phase::Steady { primary } | Phase::Draining { from: primary, .. } if primary == local.me => be_primary(s, local),
-        Phase::Steady { primary } => stand_by(s, local, primary, Wipe::Allowed),
-        Phase::Draining { from: primary, .. } | Phase::Promoting { candidate: primary } => stand_by(s, local, primary, Wipe::Forbidden),
+        Phase::Steady { primary } | Phase::Promoting { candidate: primary } => stand_by(s, local, primary, Wipe::Allowed),
+        Phase::Draining { from: primary, .. } => stand_by(s, local, primary, Wipe::Forbidden),
     }
 }
 
@@ -203,8 +203,10 @@ fn tend(s: &ClusterState, local: &LocalState) -> Step {
 /// May a data directory that holds data be replaced now?
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wipe {
-    /// The primary is settled: it has proved that every acknowledged write is on it and on its standbys (INV-10).
+    /// The primary was elected and accepts connections in this epoch: it holds every acknowledged write (INV-10). Waiting until it is
+    /// settled could be waiting for ever, since the copy that is to be replaced may be the one whose confirmation settles it.
     Allowed,
+    /// The primary is about to hand over; a copy can wait until it is known to whom.
     Forbidden,
 }
 

@@ -1,7 +1,7 @@
 //! What should the cluster become? Run by the controller on the Raft leader at each tick and each event.
 
 use super::elect::{confirm, elect};
-use super::facts::{covers, lease_expired, max_age, missing, proven_dead, sealable};
+use super::facts::{covers, lease_expired, max_age, missing, newest_writer, proven_dead, sealable};
 use super::reason::{act, hold};
 use super::rules::tend_rule;
 use super::switchover::{draining, prepare};
@@ -119,7 +119,7 @@ fn lost(s: &ClusterState, v: &View, cause: ElectionCause, reason: Reason) -> Dec
         return hold(Reason::Paused);
     }
     let present = sealable(s, v);
-    if !covers(s, &present) {
+    if !covers(s, &present, newest_writer(v, &present)) {
         return hold(Reason::NotElectable { missing: missing(s, &present) });
     }
     let preferred = s.change.map(|c| c.to);

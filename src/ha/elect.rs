@@ -1,12 +1,15 @@
 //! Elections: wait until the sealed cover all rules, choose the most advanced, see its promotion through.
 
 use super::decide::{begin, last_known, ordered_otherwise};
-use super::facts::{covers, eligible, fresh_data, is_async, lease_expired, max_age, missing, proven_dead, rule_for, sealable, seals};
+use super::facts::{
+    covers, eligible, fresh_data, is_async, lease_expired, max_age, missing, newest_writer, proved, proven_dead, rule_for, sealable, seals,
+    uncovered,
+};
 use super::reason::{act, hold};
 use super::rules::standbys_of;
 use super::{Decision, NodeObservation, PostgresState, Reason, Role, View};
 use crate::cluster::{ClusterState, Command, ElectionCause, SyncRule};
-use crate::types::{NodeId, WalPosition};
+use crate::types::{Epoch, NodeId, WalPosition};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,7 +27,7 @@ pub(super) fn elect(s: &ClusterState, v: &View, preferred: Option<NodeId>, accep
     }
     let electors: BTreeSet<NodeId> = sealed.keys().copied().collect();
     // INV-4, INV-5: every rule in flight, old and new, must be covered.
-    if !covers(s, &electors) {
+    if !covers(s, &electors, newest(&sealed)) {
         return hold(Reason::WaitingForSeals { missing: missing(s, &electors) });
     }
     let expected = about_to_seal(s, v);
@@ -72,12 +75,15 @@ fn elect_at_loss(s: &ClusterState, v: &View, preferred: Option<NodeId>, sealed: 
     act(command, Reason::LossAccepted { node })
 }
 
+fn newest(sealed: &BTreeMap<NodeId, WalPosition>) -> Option<Epoch> {
+    sealed.values().map(|p| p.writer).max()
+}
+
 /// Where an asynchronous rule is not covered, the last known end of its primary's WAL bounds what is lost.
 fn within_loss_bound(s: &ClusterState, v: &View, sealed: &BTreeMap<NodeId, WalPosition>, best: WalPosition) -> bool {
     let electors: BTreeSet<NodeId> = sealed.keys().copied().collect();
-    s.rules
-        .iter()
-        .filter(|rule| is_async(s, rule) && !rule.covered_by(&electors))
+    uncovered(s, &electors, newest(sealed))
+        .filter(|rule| is_async(s, rule))
         .all(|rule| last_known(v, rule.primary).is_some_and(|end| best.lsn.behind(end) <= s.settings.max_lag_bytes))
 }
 
@@ -97,7 +103,7 @@ pub(super) fn confirm(s: &ClusterState, v: &View, candidate: NodeId) -> Decision
             return decision;
         }
         let present = sealable(s, v);
-        return match covers(s, &present) {
+        return match covers(s, &present, newest_writer(v, &present)) {
             true => act(begin(s, None, ElectionCause::CandidateLost, false), reason),
             false => hold(Reason::NotElectable { missing: missing(s, &present) }),
         };
@@ -105,7 +111,7 @@ pub(super) fn confirm(s: &ClusterState, v: &View, candidate: NodeId) -> Decision
     let Some(o) = v.fresh(candidate, max_age(s)) else {
         return hold(Reason::PrimarySilent { primary: candidate });
     };
-    if let Some(rule) = s.rules.last().filter(|r| o.settled.as_ref() == Some(&(s.epoch, (*r).clone()))) {
+    if let Some(rule) = proved(s, o) {
         let outage = u64::try_from(v.now.since(v.writable_last).as_millis()).ok().filter(|_| v.writable_last.0 > 0);
         return act(Command::SettleRule { epoch: s.epoch, rule: rule.clone(), outage_ms: outage }, Reason::RuleSettled);
     }

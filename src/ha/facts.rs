@@ -2,7 +2,7 @@
 
 use super::{NodeObservation, PostgresState, View};
 use crate::cluster::{ClusterState, Durability, MemberKind, SyncRule};
-use crate::types::{NodeId, WalPosition};
+use crate::types::{Epoch, NodeId, WalPosition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -43,8 +43,29 @@ pub(super) fn sealable(s: &ClusterState, v: &View) -> BTreeSet<NodeId> {
 
 /// Do these members cover every rule in flight (INV-4, INV-5)? An asynchronous rule promises only its loss bound, which the
 /// choice of the candidate checks; for it one of its standbys is enough.
-pub(super) fn covers(s: &ClusterState, nodes: &BTreeSet<NodeId>) -> bool {
-    s.rules.iter().all(|rule| rule.covered_by(nodes) || (is_async(s, rule) && !rule.standbys.is_disjoint(nodes)))
+pub(super) fn covers(s: &ClusterState, nodes: &BTreeSet<NodeId>, newest: Option<Epoch>) -> bool {
+    uncovered(s, nodes, newest).all(|rule| is_async(s, rule) && !rule.standbys.is_disjoint(nodes))
+}
+
+/// Rules that neither these members meet, nor a WAL whose end was written in epoch `newest`: that epoch's election covered all
+/// rules adopted before it, its winner's WAL holds what they confirmed, and its seals let them confirm nothing more.
+pub(super) fn uncovered<'a>(s: &'a ClusterState, nodes: &'a BTreeSet<NodeId>, newest: Option<Epoch>) -> impl Iterator<Item = &'a SyncRule> {
+    let outlived = move |index: usize| s.adopted.get(index).is_some_and(|adopted| Some(adopted.epoch) < newest);
+    s.rules.iter().enumerate().filter(move |(index, rule)| !rule.covered_by(nodes) && !outlived(*index)).map(|(_, rule)| rule)
+}
+
+/// The newest epoch that wrote the WAL of any of these members, as they say.
+pub(super) fn newest_writer(v: &View, nodes: &BTreeSet<NodeId>) -> Option<Epoch> {
+    nodes.iter().filter_map(|n| v.observations.get(n)?.observation.postgres.position).map(|p| p.writer).max()
+}
+
+/// The newest rule, if its primary has proved it since it was adopted (INV-6): the proof of an earlier adoption says nothing, since
+/// other names were in force in between.
+pub(super) fn proved<'a>(s: &'a ClusterState, o: &NodeObservation) -> Option<&'a SyncRule> {
+    let rule = s.rules.last()?;
+    let seen = s.adopted.last().is_none_or(|adopted| o.revision >= adopted.revision);
+    let (epoch, settled) = o.settled.as_ref()?;
+    (seen && *epoch == s.epoch && settled == rule).then_some(rule)
 }
 
 /// A rule without confirmations that was chosen as such, not one whose primary went on alone.

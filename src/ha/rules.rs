@@ -1,6 +1,6 @@
 //! Keeping the rule in step with the standbys that really stream (INV-5, INV-6).
 
-use super::facts::{fresh_data, max_age, rule_for};
+use super::facts::{fresh_data, max_age, proved, rule_for};
 use super::reason::{act, hold};
 use super::{Decision, Reason, Role, View};
 use crate::cluster::{ClusterState, Command};
@@ -21,7 +21,7 @@ pub(super) fn tend_rule(s: &ClusterState, v: &View, primary: NodeId) -> Decision
     };
     // INV-6: only a marker write acknowledged under the newest rule settles it.
     let in_flight = s.rules.len() > 1;
-    if in_flight && o.settled.as_ref() == Some(&(s.epoch, rule.clone())) {
+    if in_flight && proved(s, o).is_some() {
         return act(Command::SettleRule { epoch: s.epoch, rule: rule.clone(), outage_ms: None }, Reason::RuleSettled);
     }
     let live = standbys_of(s, v, primary);

@@ -1,7 +1,7 @@
 //! A planned change: prepare while the primary serves, drain it, then one ordinary election.
 
 use super::decide::{begin, loss};
-use super::facts::{covers, eligible, max_age, missing, sealable};
+use super::facts::{covers, eligible, max_age, missing, newest_writer, sealable};
 use super::reason::{CandidateLack, act, hold};
 use super::{Decision, Reason, Role, View};
 use crate::cluster::{ClusterState, Command, ElectionCause, PlannedChange};
@@ -36,7 +36,7 @@ pub(super) fn prepare(s: &ClusterState, v: &View, primary: NodeId, change: Plann
 pub(super) fn draining(s: &ClusterState, v: &View, from: NodeId, to: NodeId) -> Decision {
     if let Some((cause, reason)) = loss(s, v, from) {
         let present = sealable(s, v);
-        if !covers(s, &present) {
+        if !covers(s, &present, newest_writer(v, &present)) {
             return hold(Reason::NotElectable { missing: missing(s, &present) });
         }
         return match cause {

@@ -24,6 +24,10 @@ impl Instance {
     /// the old directory as it was. Afterwards the directory is stopped; it can be started detached or by `follow`.
     pub async fn clone_from(&self, source: &Upstream, system: Option<SystemId>) -> Result<(), Error> {
         let _working = self.begin(Activity::Cloning { done: 0, total: 0 })?;
+        if self.poisoned() {
+            // What still runs there is a rewound server that never became consistent.
+            self.demote().await?;
+        }
         if self.supervisor.pid().is_some() {
             return Err(Error::StillRunning);
         }

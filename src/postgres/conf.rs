@@ -159,6 +159,8 @@ pub(super) const AT_LEAST_AS_PRIMARY: &[(&str, u64)] = &[
 const DEFAULTS: &[(&str, &str)] = &[
     ("password_encryption", "scram-sha-256"),
     ("max_replication_slots", "16"),
+    // Trilithon holds one connection and opens up to three more; clients must not be able to take them away.
+    ("superuser_reserved_connections", "6"),
     // A dead member's slot may hold back this much WAL, then it is given up, so that it cannot fill the primary's disk.
     ("max_slot_wal_keep_size", "8GB"),
     ("wal_keep_size", "128MB"),

@@ -3,7 +3,7 @@
 use super::conf::{Drift, strip_auto_conf};
 use super::error::{Error, io};
 use super::instance::{Files, Instance, QUERY_LIMIT};
-use super::process::lock;
+use super::process::{lock, rotate_log};
 use super::secrets::write_atomic;
 use super::session::literal;
 use super::tool::blocking;
@@ -12,12 +12,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 impl Instance {
-    /// Protected settings that were found changed since the last call. All of them have been restored when this returns.
+    /// Protected settings that were found changed since the last call; the files are restored and the server was told. When
+    /// `synchronous_standby_names` is among them the rule counts no longer as proved: apply it again. Call it at each tick; it also
+    /// keeps the log short.
     pub async fn drift(&self) -> Result<Vec<Drift>, Error> {
         let found = self.restore_protected().await?;
         if !found.is_empty() && self.supervisor.pid().is_some() {
             self.reload()?;
         }
+        let layout = self.layout.clone();
+        blocking(move || rotate_log(&layout)).await?;
         Ok(found)
     }
 
@@ -50,6 +54,10 @@ impl Instance {
         .await?;
         if found.is_empty() && self.supervisor.pid().is_some() {
             found = self.live_drift(&names).await.unwrap_or_default();
+        }
+        if found.iter().any(|d| d.name == "synchronous_standby_names") {
+            // It may have been empty for a moment: that commits wait has to be proved anew.
+            lock(&self.model).waits = false;
         }
         Ok(found)
     }

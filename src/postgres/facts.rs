@@ -18,6 +18,7 @@ use crate::ha::{PostgresFacts, PostgresState, Role, StandbyView};
 use crate::types::{Epoch, Lsn, NodeId, Timeline, WalPosition};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio_postgres::error::SqlState;
 
 /// How often a new connection is tried beside the kept one: a stopped postmaster answers on neither, a hung one on old ones only.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -148,7 +149,7 @@ impl Instance {
         let survey = match survey {
             Ok(survey) if answered => survey,
             Ok(_) | Err(_) => {
-                self.forget_control();
+                self.forget_connections();
                 return Ok(PostgresFacts { state: self.unanswered().await, ..PostgresFacts::default() });
             }
         };
@@ -159,16 +160,18 @@ impl Instance {
         let unsettled = survey.walreceivers > 0 && following.is_none();
         let position = end.filter(|_| !unsettled).zip(writers(identity.timeline)).map(|(lsn, writer)| WalPosition { writer, lsn });
         let wal = self.layout.wal();
-        let ancestry = blocking(move || history::ancestry(&wal, identity.timeline)).await.unwrap_or_default();
+        // Without its history a timeline cannot be judged: it is withheld, so that nobody takes it for a diverged one.
+        let ancestry = blocking(move || history::ancestry(&wal, identity.timeline)).await.ok();
+        self.lift_poison().await?;
         Ok(PostgresFacts {
             state: PostgresState::Running,
             role: Some(if survey.in_recovery { Role::Standby } else { Role::Primary }),
             system: Some(identity.system),
-            timeline: Some(identity.timeline),
-            position,
+            timeline: ancestry.is_some().then_some(identity.timeline),
+            position: position.filter(|_| ancestry.is_some()),
             replayed: survey.replayed,
             shutdown_checkpoint: None,
-            ancestry,
+            ancestry: ancestry.unwrap_or_default(),
             streaming_from: survey.conninfo.as_deref().and_then(upstream_of).map(|(node, _)| node),
             standbys: survey.standbys,
             version_num: survey.version_num,
@@ -187,10 +190,6 @@ impl Instance {
         }
     }
 
-    fn forget_control(&self) {
-        self.forget_connections();
-    }
-
     /// Does a new connection answer? Tried once a second, remembered in between.
     async fn probe(&self) -> bool {
         let now = self.clock.now();
@@ -198,7 +197,12 @@ impl Instance {
         if last.answered && last.at.is_some_and(|at| now.since(at) < PROBE_EVERY) {
             return true;
         }
-        let answered = async { self.connect().await?.value("SELECT 1", QUERY_LIMIT).await }.await.is_ok();
+        let answered = match async { self.connect().await?.value("SELECT 1", QUERY_LIMIT).await }.await {
+            Ok(_) => true,
+            // Every connection is taken: the server is busy, not hung.
+            Err(Error::Connect { source, .. }) => source.code() == Some(&SqlState::TOO_MANY_CONNECTIONS),
+            Err(_) => false,
+        };
         *lock(&self.probe) = Probe { at: Some(now), answered };
         answered
     }
@@ -241,14 +245,14 @@ impl Instance {
             (LastState::ShutDownInRecovery, None) | (LastState::Unclean, _) => (control.timeline(), None, None),
         };
         let wal = self.layout.wal();
-        let ancestry = blocking(move || history::ancestry(&wal, timeline)).await.unwrap_or_default();
+        let ancestry = blocking(move || history::ancestry(&wal, timeline)).await.ok();
         Ok(PostgresFacts {
             state: PostgresState::Stopped,
             system: Some(control.system),
-            timeline: Some(timeline),
-            position,
+            timeline: ancestry.is_some().then_some(timeline),
+            position: position.filter(|_| ancestry.is_some()),
             shutdown_checkpoint,
-            ancestry,
+            ancestry: ancestry.unwrap_or_default(),
             ..PostgresFacts::default()
         })
     }

@@ -52,7 +52,11 @@ impl Instance {
         command.arg("-D").arg(&self.layout.pgdata).arg("--pwfile").arg(&pwfile);
         command.args(["-U", SUPERUSER, "--encoding=UTF8", "--data-checksums", "--auth=scram-sha-256"]);
         // Sorts by code point: the order of text never changes with the operating system's libraries.
-        command.args(["--locale=C", "--lc-ctype=C.UTF-8"]);
+        if install.major >= 17 {
+            command.args(["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]);
+        } else {
+            command.args(["--locale=C", "--lc-ctype=C.UTF-8"]);
+        }
         let made = tool::run(command, "initdb", INITDB_LIMIT).await;
         let _ = std::fs::remove_file(&pwfile);
         made?;

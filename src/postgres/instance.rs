@@ -187,12 +187,15 @@ impl Instance {
         lock(&self.model).secrets.clone()
     }
 
-    /// Keeps the passwords of the cluster that this member joins.
+    /// Keeps the passwords of the cluster that this member joins. New ones are used from the next connection on.
     pub async fn set_secrets(&self, secrets: Secrets) -> Result<(), Error> {
+        if self.secrets().as_ref() == Some(&secrets) {
+            return Ok(());
+        }
         let (dir, kept) = (self.layout.secrets(), secrets.clone());
         blocking(move || secrets::save(&kept, &dir)).await?;
         lock(&self.model).secrets = Some(secrets);
-        Ok(())
+        self.retune(|_| {}).await
     }
 
     /// Ends of the postmaster, noticed at once.

@@ -5,10 +5,11 @@
 
 use super::conf::{Intent, StoppedAt, SyncNames, Upstream};
 use super::control::LastState;
-use super::error::{Error, io};
+use super::error::Error;
 use super::instance::{Activity, Instance, QUERY_LIMIT, data_major};
 use super::process::{self, Postmaster, lock};
 use super::procfs::{self, PidFile};
+use super::secrets::write_atomic;
 use super::tool::{blocking, within};
 use super::{conf, history};
 use crate::types::SystemId;
@@ -64,7 +65,7 @@ impl Instance {
                 let _ = std::fs::remove_file(layout.pgdata.join(name));
             }
             let signal = layout.pgdata.join("standby.signal");
-            std::fs::write(&signal, "").map_err(io("cannot write", &signal))?;
+            write_atomic(&signal, "", 0o600)?;
             run_as.own(&signal)?;
             let auto = layout.pgdata.join("postgresql.auto.conf");
             super::drift::strip(&auto, &run_as).map(drop)

@@ -17,7 +17,13 @@ impl Instance {
     /// server on any other is stopped at once.
     pub async fn promote(&self, epoch: Epoch, timeline: Timeline, rule: &SyncRule, limit: Duration) -> Result<(), Error> {
         let _working = self.begin(Activity::Promoting)?;
-        within(limit, "promotion", self.promote_onto(epoch, timeline, rule)).await
+        let promoted = within(limit, "promotion", self.promote_onto(epoch, timeline, rule)).await;
+        if promoted.is_err() {
+            // Where nothing came of it the reserved numbers are given back; a server that did promote keeps its own and those below.
+            let wal = self.layout.wal();
+            blocking(move || history::withdraw_beyond_newest(&wal, Timeline(1))).await?;
+        }
+        promoted
     }
 
     async fn promote_onto(&self, epoch: Epoch, timeline: Timeline, rule: &SyncRule) -> Result<(), Error> {

@@ -58,6 +58,16 @@ impl Instance {
         blocking(move || unmark(&layout)).await
     }
 
+    /// The process that ran a rewind died while the rewound server was catching up. Only the rewind itself starts a marked
+    /// directory, after pg_rewind was through; a server that accepts connections there has become consistent.
+    pub(super) async fn lift_poison(&self) -> Result<(), Error> {
+        if !self.poisoned() {
+            return Ok(());
+        }
+        let layout = self.layout.clone();
+        blocking(move || unmark(&layout)).await
+    }
+
     async fn pg_rewind(&self, source: &Upstream, dry_run: bool) -> Result<(), Error> {
         let secrets = self.secrets().ok_or(Error::NoSecrets)?;
         let install = self.install();

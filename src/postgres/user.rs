@@ -38,7 +38,8 @@ impl RunAs {
         if !self.change {
             return Ok(());
         }
-        std::os::unix::fs::chown(path, Some(self.user.uid), Some(self.user.gid)).map_err(io("cannot change the owner of", path))
+        // Never through a link: the directory belongs to that user, who could have planted one.
+        std::os::unix::fs::lchown(path, Some(self.user.uid), Some(self.user.gid)).map_err(io("cannot change the owner of", path))
     }
 
     /// Lets a command run as that user.

@@ -148,7 +148,7 @@ fn set_priority(node: NodeId, priority: i32) -> Proposal {
 async fn write(handle: &Handle, priority: i32) {
     let mut proposal = set_priority(NodeId(1), priority);
     proposal.expect = Some(handle.state().borrow().revision);
-    handle.propose(&proposal, LONG).await.unwrap().unwrap();
+    handle.propose_within(&proposal, LONG).await.unwrap().unwrap();
 }
 
 fn priority(state: &ClusterState) -> i32 {

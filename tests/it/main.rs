@@ -1,11 +1,18 @@
 //! The one integration-test binary: linking is what costs on small machines. Each file is a module; add yours to the list.
 
+#[allow(dead_code, reason = "`make bench` uses more of it")]
+mod cluster_harness;
+mod cluster_load;
 mod consensus;
+mod failover;
+#[allow(dead_code, reason = "`make bench` uses more of it")]
+mod failover_scenarios;
 mod postgres_basic;
 mod postgres_refusals;
 mod postgres_replication;
 mod postgres_rig;
 mod postgres_rule;
-mod tidy;
 mod proxy_clients;
 mod proxy_support;
+mod sim;
+mod tidy;

@@ -70,6 +70,26 @@ pub fn processes_below(dir: &Path) -> Vec<i32> {
     pids.filter(|pid| *pid != me && std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir))).collect()
 }
 
+/// Made once per version of PostgreSQL and of the code that initialises, kept below the target directory.
+async fn template() -> PathBuf {
+    let server = Server::empty(1).await;
+    let code = crc32c::crc32c(include_bytes!("../../src/postgres/initdb.rs"));
+    let place = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{}-{code:08x}", server.instance.install().version));
+    if !place.exists() {
+        server.instance.init_db().await.unwrap();
+        let fresh = place.with_extension(std::process::id().to_string());
+        std::fs::create_dir_all(&fresh).unwrap();
+        let made = [server.dir.path().join("pgdata"), server.dir.path().join("secrets")];
+        let copied = std::process::Command::new("cp").arg("-a").args(made).arg(&fresh).status();
+        assert!(copied.unwrap().success());
+        // Another run may have been faster.
+        if std::fs::rename(&fresh, &place).is_err() {
+            std::fs::remove_dir_all(&fresh).unwrap();
+        }
+    }
+    place
+}
+
 fn config(node: u64, dir: &Path, port: u16) -> InstanceConfig {
     let small = [("shared_buffers", "16MB"), ("max_connections", "30"), ("min_wal_size", "32MB")];
     InstanceConfig {
@@ -101,11 +121,22 @@ impl Server {
 
     /// A primary of epoch 2 on timeline 2 that waits for nobody.
     pub async fn primary(node: u64) -> Server {
-        let server = Server::empty(node).await;
-        server.instance.init_db().await.unwrap();
+        let server = Server::initialised(node).await;
         server.instance.start_detached(None).await.unwrap();
         server.instance.promote(Epoch(2), Timeline(2), &server.alone(), LIMIT).await.unwrap();
         server
+    }
+
+    /// A new database, stopped. initdb runs once; what it made is copied, so all of them are of one system.
+    pub async fn initialised(node: u64) -> Server {
+        static TEMPLATE: tokio::sync::OnceCell<PathBuf> = tokio::sync::OnceCell::const_new();
+        let template = TEMPLATE.get_or_init(template).await;
+        let (dir, port) = (temp_dir(), free_port());
+        let copied =
+            std::process::Command::new("cp").arg("-a").args([template.join("pgdata"), template.join("secrets")]).arg(dir.path()).status();
+        assert!(copied.unwrap().success());
+        let instance = Instance::open(config(node, dir.path(), port), Clock::default()).await.unwrap();
+        Server { instance, node: NodeId(node), port, dir }
     }
 
     /// A copy of `primary` that streams from it.

@@ -50,12 +50,6 @@ impl Ports {
         let first = base + FIRST_PORT + index * PORTS_PER_SITE;
         Ports { postgres: first, auto: first + 1, primary: first + 2, standby: first + 3, grpc: first + 4, http: first + 5 }
     }
-
-    /// All of them.
-    #[must_use]
-    pub fn all(self) -> [u16; 6] {
-        [self.postgres, self.auto, self.primary, self.standby, self.grpc, self.http]
-    }
 }
 
 impl Site {
@@ -81,7 +75,9 @@ impl Site {
     #[must_use]
     pub fn open_ports(&self) -> Vec<u16> {
         let ports = self.ports;
-        if self.witness { vec![ports.grpc, ports.http] } else { ports.all().to_vec() }
+        let mut open = vec![ports.auto, ports.primary, ports.standby, ports.grpc, ports.http];
+        open.extend((!self.witness).then_some(ports.postgres));
+        open
     }
 
     /// Relays: where the others connect, and where that leads.
@@ -151,12 +147,15 @@ impl Plan {
             if let Some(bin) = &self.pg_bin {
                 let _ = writeln!(text, "bin_dir = {:?}", bin.display().to_string());
             }
-            let _ = writeln!(
-                text,
-                "\n[proxy]\nauto = \"127.0.0.1:{auto}\"\nprimary = \"127.0.0.1:{primary}\"\nstandby = \"127.0.0.1:{standby}\"\n"
-            );
+            text.push('\n');
         }
+        let _ =
+            writeln!(text, "[proxy]\nauto = \"127.0.0.1:{auto}\"\nprimary = \"127.0.0.1:{primary}\"\nstandby = \"127.0.0.1:{standby}\"\n");
         let _ = writeln!(text, "[api]\ngrpc = \"127.0.0.1:{grpc}\"\nhttp = \"127.0.0.1:{http}\"\n");
+        if self.data_sites().count() < 3 {
+            // The loss of one would leave no standby to confirm a commit: the survivor is to go on alone, visibly.
+            text.push_str("[ha]\nstrict = false\n\n");
+        }
         if self.round_trip > NEAR {
             let heartbeat = self.round_trip.as_millis() * 2;
             let _ = writeln!(text, "[consensus]\nheartbeat = \"{heartbeat}ms\"\nelection_timeout = \"{}ms\"\n", heartbeat * 5 / 2);
@@ -174,11 +173,7 @@ impl Plan {
             pid: pid.unwrap_or(0),
             data_dir: site.data_dir(),
             postgres: (!site.witness).then(|| PostgresEntry { host: "127.0.0.1".into(), port: site.ports.postgres }),
-            proxy: (!site.witness).then_some(ProxyEntry {
-                auto: site.ports.auto,
-                primary: site.ports.primary,
-                standby: site.ports.standby,
-            }),
+            proxy: ProxyEntry { auto: site.ports.auto, primary: site.ports.primary, standby: site.ports.standby },
             grpc: site.ports.grpc,
             http: site.ports.http,
         };
@@ -196,7 +191,18 @@ impl Plan {
     #[must_use]
     pub fn cli_config(&self) -> String {
         let nodes: Vec<String> = self.sites.iter().map(|s| format!("\"127.0.0.1:{}\"", s.ports.grpc)).collect();
-        format!("# Written by `trilithon demo`.\ncluster = \"demo\"\nnodes = [{}]\n", nodes.join(", "))
+        let mut text =
+            format!("# Written by `trilithon demo`.\ncluster = \"demo\"\nendpoints = [{}]\nuser = \"postgres\"\n", nodes.join(", "));
+        if let Some(file) = self.password_file() {
+            let _ = writeln!(text, "password_file = {:?}", file.display().to_string());
+        }
+        text
+    }
+
+    /// Where a node keeps the superuser's password, once there is one.
+    #[must_use]
+    pub fn password_file(&self) -> Option<PathBuf> {
+        Some(self.data_sites().next()?.data_dir().join("secrets/superuser"))
     }
 
     /// Datacenters that hold data.
@@ -217,7 +223,7 @@ pub struct ClusterFile {
     pub nodes: Vec<NodeEntry>,
 }
 
-/// One datacenter of [`ClusterFile`]; a witness has neither Postgres nor proxy.
+/// One datacenter of [`ClusterFile`]; a witness has no Postgres, but a proxy like every other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeEntry {
     pub name: String,
@@ -227,8 +233,7 @@ pub struct NodeEntry {
     pub data_dir: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub postgres: Option<PostgresEntry>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proxy: Option<ProxyEntry>,
+    pub proxy: ProxyEntry,
     pub grpc: u16,
     pub http: u16,
 }
@@ -249,6 +254,7 @@ pub struct ProxyEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -277,7 +283,20 @@ mod tests {
         assert!(config.contains("\"dc2=127.1.0.2:15446\""), "{config}");
         assert!(config.contains("grpc = \"127.0.0.1:15446\""), "{config}");
         assert!(config.contains("advertise = \"127.1.0.2:15442\""), "{config}");
-        config.parse::<toml::Table>().expect("valid TOML");
+    }
+
+    #[test]
+    fn every_node_accepts_its_configuration() {
+        for words in [&["--witness", "--pg-bin", "/opt/pg/bin"][..], &["--nodes", "5", "--wan-ms", "150"], &["--nodes", "1"]] {
+            let plan = plan(words);
+            for site in &plan.sites {
+                let text = plan.config(site);
+                let parsed = Config::parse(Path::new("demo.toml"), &text, std::iter::empty());
+                let config = parsed.unwrap_or_else(|e| panic!("{e}\n{text}"));
+                assert_eq!(config.node.name.as_str(), site.name);
+                assert_eq!(config.pgdata(), site.data_dir().join("pgdata"));
+            }
+        }
     }
 
     #[test]
@@ -285,12 +304,12 @@ mod tests {
         let plan = plan(&["--witness"]);
         let kinds: Vec<bool> = plan.sites.iter().map(|s| s.witness).collect();
         assert_eq!(kinds, [false, false, true]);
-        assert_eq!(plan.sites[2].open_ports(), [15456, 15457]);
+        assert!(!plan.sites[2].open_ports().contains(&15452));
         assert!(!plan.config(&plan.sites[2]).contains("[postgres]"));
         let file = serde_json::to_value(plan.cluster_file("secret", &[Some(1), Some(2), None])).expect("JSON");
         assert_eq!(file["nodes"][0]["postgres"]["port"], 15432);
         assert_eq!(file["nodes"][2]["pid"], 0);
-        assert!(file["nodes"][2].get("proxy").is_none());
+        assert!(file["nodes"][2].get("postgres").is_none());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What a demo says: while it starts, when it is ready, and when something changes afterwards. PURE but for the callers'
-//! printing: functions from statuses to lines.
+//! What a demo says: while it starts, when it is ready, and when something changes afterwards. Functions from statuses
+//! to lines; deliberately absent: printing, and waiting for anything.
 
 use super::plan::Plan;
 use super::status::{Member, Status};
@@ -31,11 +31,8 @@ pub fn changes(before: Option<&Status>, after: Option<&Status>) -> Vec<String> {
 }
 
 fn describe(member: &Member) -> String {
-    format!(
-        "{} is {}",
-        member.name,
-        if member.role == member.state { member.role.clone() } else { format!("{}, {}", member.role, member.state) }
-    )
+    let step = if member.step.is_empty() || member.state == "unreachable" { String::new() } else { format!(" ({})", member.step) };
+    format!("{} is {}, {}{step}", member.name, member.role, member.state)
 }
 
 /// The lines that greet a ready cluster.
@@ -52,24 +49,30 @@ pub fn greeting(plan: &Plan, status: &Status, password: &str, program: &Path, to
         let _ = writeln!(text, "    {}   postgresql://postgres:{password}@127.0.0.1:{}/postgres", site.name, site.ports.auto);
     }
     let Some(first) = plan.data_sites().next() else { return text };
-    let (config, dir) = (plan.dir.join("trilithon-cli.toml"), plan.dir.display());
-    let trilithon = program.display();
-    let victim = primary;
+    let (trilithon, demo, config) = words(plan, program);
+    let ports = first.ports;
     let _ = write!(
         text,
-        "  always the primary on port {}, always a standby on {}, Postgres itself on {}\n  dashboard and health    http://127.0.0.1:{}/\n\n\
+        "  always the primary on port {}, always a standby on {}, Postgres itself on {}\n  dashboard and health   http://127.0.0.1:{}/\n\n\
          Try, in another terminal:\n\
-         \x20 1. look at it            {trilithon} --config {} status\n\
-         \x20 2. kill a datacenter     {trilithon} demo --dir {dir} --kill {victim}     (back with --start {victim})\n\
-         \x20 3. move the primary      {trilithon} --config {} switchover\n",
-        first.ports.primary,
-        first.ports.standby,
-        first.ports.postgres,
-        first.ports.http,
-        config.display(),
-        config.display(),
+         \x20 1. look at it          {trilithon} status{config}\n\
+         \x20 2. kill a datacenter   {trilithon} demo{demo} --kill {primary}     (and back: --start {primary})\n\
+         \x20 3. move the primary    {trilithon} switchover{config}\n",
+        ports.primary, ports.standby, ports.postgres, ports.http,
     );
     text
+}
+
+/// The program and the options that lead from the user's own folder to this demo; none where the defaults do.
+fn words(plan: &Plan, program: &Path) -> (String, String, String) {
+    let here = std::env::current_dir().unwrap_or_default();
+    let short = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
+    let (demo, config) = if plan.dir == here.join(".demo") {
+        (String::new(), String::new())
+    } else {
+        (format!(" --dir {}", short(&plan.dir)), format!(" --config {}", short(&plan.dir.join("trilithon-cli.toml"))))
+    };
+    (short(program), demo, config)
 }
 
 #[cfg(test)]
@@ -77,13 +80,18 @@ mod tests {
     use super::*;
 
     fn status(phase: &str, primary: Option<&str>, states: &[(&str, &str, &str)]) -> Status {
-        let member =
-            |(name, role, state): &(&str, &str, &str)| Member { name: (*name).into(), role: (*role).into(), state: (*state).into() };
+        let member = |(name, role, state): &(&str, &str, &str)| Member {
+            name: (*name).into(),
+            role: (*role).into(),
+            state: (*state).into(),
+            step: String::new(),
+        };
         Status {
             phase: phase.into(),
             epoch: 1,
             primary: primary.map(Into::into),
             reason: "why".into(),
+            writable: true,
             members: states.iter().map(member).collect(),
         }
     }

@@ -23,6 +23,7 @@ pub struct Status {
     pub epoch: u64,
     pub primary: Option<String>,
     pub reason: String,
+    pub writable: bool,
     pub members: Vec<Member>,
 }
 
@@ -32,6 +33,8 @@ pub struct Member {
     pub name: String,
     pub role: String,
     pub state: String,
+    /// What the node does next, in its own words.
+    pub step: String,
 }
 
 impl Status {
@@ -48,7 +51,7 @@ impl Status {
                     }
             })
         };
-        self.phase == "steady" && self.primary.is_some() && plan.sites.iter().all(settled)
+        self.phase == "steady" && self.writable && self.primary.is_some() && plan.sites.iter().all(settled)
     }
 }
 

@@ -199,8 +199,7 @@ impl Supervisor {
         let Some(status) = self.shown.as_ref().filter(|s| self.password.is_none() && s.is_complete(&self.plan)) else {
             return Ok(false);
         };
-        let site = self.plan.data_sites().next().context("a demo needs a datacenter with data")?;
-        let file = site.data_dir().join("secrets/superuser");
+        let file = self.plan.password_file().context("a demo needs a datacenter with data")?;
         let password = std::fs::read_to_string(&file).with_context(|| format!("cannot read the password in {}", file.display()))?;
         let program = std::env::current_exe().unwrap_or_else(|_| "trilithon".into());
         let took = self.clock.now().since(self.began);

@@ -1,0 +1,68 @@
+//! Loss after loss on real clusters, in small numbers: `make bench` runs the same scenarios many times and prints figures.
+//!
+//! The bounds here are what a loaded build machine must still reach; they catch a failover that does not come, not one that is
+//! a little slow. What is exact is the audit: no acknowledged row lost, none twice (P1, P2, P6; INV-4, INV-7, INV-11).
+
+use crate::cluster_harness::Cluster;
+use crate::failover_scenarios as scenarios;
+use std::path::Path;
+use std::time::Duration;
+
+/// Clusters are heavy: one at a time, also where tests run in parallel.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_trilithon"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_and_switchover_lose_nothing() {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let cluster = Cluster::start(program(), "losses", &[]).await;
+    let killed = scenarios::primary_datacenter_killed(&cluster, "killed").await;
+    println!("primary's datacenter killed: {killed:?}");
+    assert!(killed.outage < Duration::from_secs(15), "{killed:?}");
+    assert!(killed.rejoin.is_some_and(|r| r < Duration::from_secs(30)), "{killed:?}");
+
+    let postmaster = scenarios::postmaster_killed(&cluster, "postmaster").await;
+    println!("postmaster killed: {postmaster:?}");
+    assert!(postmaster.outage < Duration::from_secs(12), "{postmaster:?}");
+
+    let planned = scenarios::switchover(&cluster, "planned").await;
+    println!("switchover: {planned:?}");
+    assert!(planned.errors.is_empty(), "P4: pooled clients saw errors: {planned:?}");
+    assert!(planned.outage < Duration::from_secs(8), "{planned:?}");
+
+    let standby = scenarios::standby_killed(&cluster, "standby").await;
+    println!("standby killed: {standby:?}");
+    assert!(standby.errors.is_empty(), "writers on the living datacenters saw errors: {standby:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_of_a_frozen_primary_lets_no_second_one_acknowledge() {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let cluster = Cluster::start(program(), "frozen", &[]).await;
+    let thawed = scenarios::primary_frozen(&cluster, "frozen", Duration::from_secs(10)).await;
+    println!("frozen for 10 s: {thawed:?}");
+    assert!(thawed.measured.outage < Duration::from_secs(20), "{thawed:?}");
+    assert_eq!(thawed.synchronous, 0, "P2: the old primary acknowledged after the new one did: {thawed:?}");
+    assert!(thawed.local_for < Duration::from_secs(1), "it must notice at once that its time is over: {thawed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_of_a_primary_that_is_cut_off_heals_by_itself() {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let cluster = Cluster::start(program(), "cut", &["--wan-ms", "10"]).await;
+    let cut = scenarios::primary_cut_off(&cluster, "cut", Duration::from_secs(12)).await;
+    println!("cut off for 12 s: {cut:?}");
+    assert!(cut.outage < Duration::from_secs(20), "{cut:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_works_with_a_witness_as_the_third() {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let cluster = Cluster::start(program(), "witness", &["--witness"]).await;
+    let killed = scenarios::primary_datacenter_killed(&cluster, "killed").await;
+    println!("with a witness: {killed:?}");
+    assert!(killed.outage < Duration::from_secs(15), "{killed:?}");
+}
