@@ -146,7 +146,9 @@ fn seal(local: &LocalState) -> Step {
 
 fn become_primary(s: &ClusterState, local: &LocalState) -> Step {
     if gave_up(s, local) {
-        return hold(StepReason::Sealed);
+        // The next election wants to know where its WAL ends.
+        let unknown = local.postgres.state == PostgresState::Stopped && local.postgres.position.is_none() && !local.poisoned;
+        return if unknown { act(Action::StartDetached, StepReason::UnknownPosition) } else { hold(StepReason::Sealed) };
     }
     if local.postgres.role == Some(Role::Primary) && local.postgres.state == PostgresState::Running {
         return be_primary(s, local);
