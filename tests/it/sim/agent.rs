@@ -39,13 +39,13 @@ impl World {
             ..Agent::new()
         };
         agent.promised = if forget_promise { agent.state.epoch } else { agent.disk_promise };
-        if self.core.keeps_lease_over_restart() {
-            agent.holder = lease;
+        if let Some((epoch, _)) = lease.deadline().filter(|_| self.core.keeps_lease_over_restart()) {
+            agent.holder.renewed(epoch, clock, &agent.state.settings);
         }
         for entry in &self.raft.log[snapshot.0..replay_to] {
             drop(self.core.apply(&mut agent.state, entry));
         }
-        agent.watch.applied(agent.state.lease, clock);
+        agent.watch.applied(agent.state.lease, self.core.watch_begins(clock));
         agent.view.phase_since = clock;
         self.after(delay, Event::Tick { slot, gen_ });
         self.consensus_disturbed();
@@ -220,7 +220,8 @@ impl World {
         facts.position = self.position(slot, state);
         facts.shutdown_checkpoint = data.shutdown_checkpoint.filter(|_| state == PostgresState::Stopped).map(Lsn);
         facts.replayed = Some(Lsn(pg.replayed));
-        facts.streaming_from = pg.receiver.map(|(up, _)| self.nodes[up].id);
+        let hidden = self.core.leaves_receiver_running() && data.following.is_none();
+        facts.streaming_from = pg.receiver.filter(|_| !hidden).map(|(up, _)| self.nodes[up].id);
         facts.standbys = self.standby_views(slot);
         facts
     }
@@ -297,10 +298,13 @@ impl World {
         agent.view.observations.insert(observation.node, Seen { at, observation });
     }
 
-    pub fn observed(&mut self, slot: Slot, observation: NodeObservation) {
+    pub fn observed(&mut self, slot: Slot, mut observation: NodeObservation) {
         let at = self.nodes[slot].clock(self.now);
         let agent = &mut self.nodes[slot].agent;
         let from = observation.node;
+        if let Some(before) = agent.view.observations.get(&from).filter(|_| self.core.keeps_old_seals()) {
+            observation.seal = observation.seal.or(before.observation.seal);
+        }
         let news = agent.view.observations.get(&from).is_none_or(|s| s.observation.postgres.role != observation.postgres.role);
         agent.view.observations.insert(from, Seen { at, observation });
         if agent.leads {
@@ -320,14 +324,14 @@ impl World {
             return;
         }
         agent.view.now = clock;
-        agent.view.lease_seen = self.core.lease_since(&agent.watch, clock);
+        agent.view.lease_seen = agent.watch.since(clock);
         if let Phase::Steady { primary } = agent.state.phase
             && agent.view.fresh(primary, std::time::Duration::from_secs(2)).is_some_and(|o| o.postgres.role == Some(Role::Primary))
         {
             agent.view.writable_last = clock;
         }
         let decision = self.core.decide(&agent.state, &mut agent.view);
-        let expect = self.core.expect(agent.state.revision, decision.command.as_ref(), &self.raft.truth);
+        let expect = Some(agent.state.revision);
         let reason = decision.reason.to_string();
         if agent.last_reason != reason {
             agent.last_reason.clone_from(&reason);
@@ -358,7 +362,7 @@ impl World {
             (Command::RenewLease { epoch, .. }, false) if agent.holder.deadline().is_some_and(|(e, _)| e == *epoch) => {
                 agent.holder.drop_belief();
             }
-            (Command::ReleaseLease { .. }, _) => agent.holder.drop_belief(),
+            (Command::ReleaseLease { .. }, _) if !self.core.renews_after_release() => agent.holder.drop_belief(),
             (_, _) => {}
         }
         if answers_action {
@@ -377,6 +381,13 @@ impl World {
         let node = &self.nodes[slot];
         let exempt = node.kind == MemberKind::Witness || node.pg.frozen.is_some() || self.now - node.agent.thawed < 1_500;
         if exempt || !node.pg.runs_as_primary() {
+            return;
+        }
+        let (newest, since) = self.oracle.newest;
+        let writer = node.pg.tip().map(|t| self.wal.branch(t).writer);
+        let woken = self.now - node.agent.started.max(node.agent.thawed) > 1_500;
+        if writer < Some(newest) && self.now - since > 1_000 && woken && !self.cfg.unseen_pauses {
+            self.violate("INV-9", || format!("slot {slot} serves writes of an older epoch although one of epoch {newest} serves"));
             return;
         }
         let clock = node.clock(self.now);

@@ -3,10 +3,10 @@
 use super::mutant::Mutant;
 use trilithon::cluster::{ClusterState, Command, Outcome, Phase, Proposal, Settings, SyncRule, apply};
 use trilithon::ha::{
-    Action, Decision, HolderLease, LeaseBelief, LeaseWatch, LocalState, NodeObservation, PostgresState, Role, Seal, Step, StepReason, View,
-    converge, decide,
+    Action, Decision, HolderLease, LeaseBelief, LocalState, NodeObservation, PostgresState, Role, Seal, Step, StepReason,
+    View, converge, decide,
 };
-use trilithon::types::{Epoch, Millis, NodeId, Revision, Timeline};
+use trilithon::types::{Epoch, Millis, NodeId, Timeline};
 
 /// The pure core, possibly with one bug.
 #[derive(Clone, Copy, Debug)]
@@ -42,9 +42,9 @@ impl Core {
     fn after_apply(&self, state: &mut ClusterState, command: &Command, old_rules: Vec<SyncRule>) {
         let newest = state.rules.last().cloned();
         match (self.mutant, command) {
-            (Some(Mutant::ReplaceRuleAtOnce), Command::ProposeRule { .. })
-            | (Some(Mutant::ElectForgetsOldRules), Command::Elect { .. }) => {
+            (Some(Mutant::ReplaceRuleAtOnce), Command::ProposeRule { .. }) | (Some(Mutant::ElectForgetsOldRules), Command::Elect { .. }) => {
                 state.rules = newest.into_iter().collect();
+                state.adopted = state.adopted.last().copied().into_iter().collect();
             }
             (Some(Mutant::EpochNotRaised), Command::BeginElection { .. }) if old_rules.len() == 1 && state.epoch.0 > 2 => {
                 state.epoch.0 -= 1;
@@ -57,9 +57,11 @@ impl Core {
     pub fn decide(&self, state: &ClusterState, view: &mut View) -> Decision {
         match self.mutant {
             None => decide(state, view),
-            Some(Mutant::CoverOnlyNewestRule) if state.rules.len() > 1 => {
+            Some(Mutant::CoverOnlyNewestRule) if matches!(state.phase, Phase::Electing { .. }) && state.rules.len() > 1 => {
                 let mut state = state.clone();
-                state.rules.drain(..state.rules.len() - 1);
+                let old = state.rules.len() - 1;
+                state.rules.drain(..old);
+                state.adopted.drain(..old);
                 decide(&state, view)
             }
             Some(Mutant::IgnoreDrift) => {
@@ -95,9 +97,11 @@ impl Core {
         let serving = step.reason == StepReason::Converged && local.postgres.role == Some(Role::Primary);
         let live: Vec<NodeId> = local.postgres.standbys.keys().copied().collect();
         let action = match (mutant, &step.action, &step.reason) {
-            (Mutant::PromoteWithoutLease, Some(Action::AcquireLease { epoch }), _) => {
-                rule.map(|rule| Action::Promote { epoch: *epoch, timeline: state.timelines.next_free(), rule: rule.clone() })
-            }
+            (Mutant::PromoteWithoutLease, Some(Action::AcquireLease { epoch }), _) => rule.map(|rule| Action::Promote {
+                epoch: *epoch,
+                timeline: state.timelines.next_free(),
+                rule: rule.clone(),
+            }),
             (Mutant::PromiseGoesBack, None, StepReason::StateIsOld { .. }) => Some(Action::Promise { epoch: state.epoch }),
             (Mutant::FollowWithoutPromise, Some(Action::Promise { epoch }), _) => {
                 state.primary().filter(|p| *p != local.me).map(|primary| Action::Follow { primary, epoch: *epoch })
@@ -152,13 +156,13 @@ impl Core {
         if self.is(Mutant::LeaseFromAnswer) { answered } else { sent }
     }
 
-    pub fn lease_since(&self, watch: &LeaseWatch, now: Millis) -> Millis {
-        let since = watch.since(now);
-        if self.is(Mutant::WatchForgetsRestart) && since == now { Millis(0) } else { since }
+    /// From when does a restarted process count the lease of another?
+    pub fn watch_begins(&self, now: Millis) -> Millis {
+        if self.is(Mutant::WatchForgetsRestart) { Millis(0) } else { now }
     }
 
-    pub fn expect(&self, decided_on: Revision, _command: Option<&Command>, _truth: &ClusterState) -> Option<Revision> {
-        Some(decided_on)
+    pub fn keeps_old_seals(&self) -> bool {
+        self.is(Mutant::OldSealsCount)
     }
 
     pub fn promised(&self, old: Epoch, new: Epoch) -> Epoch {

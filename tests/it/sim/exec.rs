@@ -341,6 +341,9 @@ impl World {
         }
         self.nodes[slot].agent.settled = None;
         self.oracle.promotions += 1;
+        if epoch > self.oracle.newest.0 {
+            self.oracle.newest = (epoch, self.now);
+        }
     }
 
     /// Stage 0 and 1: the walsenders load the new names at different instants. Then a marker is written and waited for.
@@ -385,13 +388,13 @@ impl World {
     /// Wait for transactions, then a fast shutdown that ships all WAL.
     fn drain(&mut self, slot: Slot, running: &Running) -> bool {
         let waited = self.now - running.since;
+        if self.core.acknowledges_while_draining() && running.stage == 0 {
+            let end = self.nodes[slot].pg.insert;
+            self.force_acknowledge(slot, end);
+        }
         let pg = &mut self.nodes[slot].pg;
         match running.stage {
             0 if pg.pending.is_empty() || waited > self.cfg.settings.drain_timeout_ms => {
-                if self.core.acknowledges_while_draining() {
-                    let end = self.nodes[slot].pg.insert;
-                    self.force_acknowledge(slot, end);
-                }
                 self.begin_shutdown(slot);
             }
             0 => {}

@@ -15,6 +15,9 @@ pub enum Undo {
     PowerOn(Slot),
     Thaw { slot: Slot, agent: bool, postgres: bool, unseen: bool },
     Lag(Slot),
+    CrashOthers(Slot),
+    PowerOff(Slot),
+    Strike(Slot),
 }
 
 const BOTH: [Plane; 2] = [Plane::Peer, Plane::Postgres];
@@ -36,7 +39,7 @@ impl World {
         if wipe && self.wipe_is_survivable(slot) {
             return self.wipe(slot);
         }
-        match self.rng.below(20) {
+        match self.rng.below(25) {
             0 | 1 => self.kill_postgres(slot),
             2 => self.kill_agent_for_a_while(slot),
             3 => {
@@ -64,6 +67,11 @@ impl World {
                 let length = self.fault_length();
                 self.after(length, Event::Undo(Box::new(Undo::Lag(slot))));
             }
+            19 => self.deaf_standby(),
+            20 => self.lag_then_crash(),
+            21 => self.restart_others(),
+            22 => self.long_tail_returns(),
+            23 => self.restart_isolated(),
             _transfer => {
                 if self.leads_majority(slot) && self.nodes[slot].agent.durable == self.raft.log.len() {
                     self.install_leader(slot);
@@ -162,9 +170,19 @@ impl World {
         self.leader_died(slot);
     }
 
+    pub fn power_on(&mut self, slot: Slot) {
+        let node = &mut self.nodes[slot];
+        if !node.powered {
+            node.powered = true;
+            node.booted = self.now;
+        }
+    }
+
     fn freeze_for_a_while(&mut self, slot: Slot, agent: bool, postgres: bool, unseen: bool) {
         self.freeze(slot, agent, postgres);
-        let length = self.fault_length();
+        // About as long as a lease is where it hurts most.
+        let ttl = self.cfg.settings.lease_ttl_ms;
+        let length = if self.rng.chance(400) { self.rng.range(ttl * 7 / 10, ttl * 16 / 10) } else { self.fault_length() };
         self.after(length, Event::Undo(Box::new(Undo::Thaw { slot, agent, postgres, unseen })));
     }
 
@@ -187,6 +205,118 @@ impl World {
         if postgres && node.pg.is_up() {
             node.pg.frozen.get_or_insert(now);
         }
+    }
+
+    // ---- several at once
+
+    /// The primary's agent stops while its Postgres goes on, and one standby hears of nothing.
+    fn deaf_standby(&mut self) {
+        let Some((primary, standby)) = self.primary_and_another() else { return };
+        self.freeze(primary, true, false);
+        let links: Vec<_> = (0..self.nodes.len()).filter(|o| *o != standby).map(|o| (Plane::Peer, o, standby)).collect();
+        self.cut(&links);
+        let length = self.cfg.settings.lease_wait().as_millis() as u64 + self.rng.range(1_000, 6_000);
+        self.after(length, Event::Undo(Box::new(Undo::Thaw { slot: primary, agent: true, postgres: false, unseen: false })));
+        self.after(length, Event::Undo(Box::new(Undo::Mend(links))));
+    }
+
+    /// The holder's process stops just before it reads that its lease was renewed, and wakes alone.
+    pub fn freeze_before_the_answer(&mut self, slot: Slot) {
+        if !self.faults_on || self.cfg.fault_gap == 0 || !self.rng.chance(2) {
+            return;
+        }
+        self.disturb();
+        self.freeze(slot, true, false);
+        self.isolate_for_a_while(slot, &[Plane::Peer]);
+        let length = self.rng.range(100, self.cfg.settings.lease_ttl_ms * 12 / 10);
+        self.after(length, Event::Undo(Box::new(Undo::Thaw { slot, agent: true, postgres: false, unseen: false })));
+    }
+
+    /// One standby falls behind, then every other Postgres crashes.
+    fn lag_then_crash(&mut self) {
+        let Some((primary, standby)) = self.primary_and_another() else { return };
+        self.cut_for_a_while(vec![(Plane::Postgres, primary, standby), (Plane::Postgres, standby, primary)], "lag");
+        let delay = self.rng.range(500, 4_000);
+        self.after(delay, Event::Undo(Box::new(Undo::CrashOthers(standby))));
+    }
+
+    /// A primary writes a tail that nobody confirms, dies, and comes back into the election after the next.
+    fn long_tail_returns(&mut self) {
+        let Some((primary, _)) = self.primary_and_another() else { return };
+        let others = (0..self.nodes.len()).filter(|o| *o != primary);
+        let links: Vec<_> = others.flat_map(|o| [(Plane::Postgres, primary, o), (Plane::Postgres, o, primary)]).collect();
+        self.cut(&links);
+        let (tail, away) = (self.rng.range(1_000, 8_000), self.cfg.settings.lease_ttl_ms + self.rng.range(500, 4_000));
+        self.after(tail, Event::Undo(Box::new(Undo::PowerOff(primary))));
+        self.after(tail + 1, Event::Undo(Box::new(Undo::Mend(links))));
+        self.after(tail + away, Event::Undo(Box::new(Undo::PowerOn(primary))));
+        let again = tail + away + self.rng.range(50, 1_500);
+        self.after(again, Event::Undo(Box::new(Undo::CrashOthers(primary))));
+    }
+
+    /// The primary's process starts anew while nobody hears it.
+    fn restart_isolated(&mut self) {
+        let Some((primary, _)) = self.primary_and_another() else { return };
+        self.isolate_for_a_while(primary, &[Plane::Peer]);
+        self.kill_agent(primary);
+        let length = self.rng.range(20, self.cfg.settings.lease_ttl_ms);
+        self.after(length, Event::Undo(Box::new(Undo::StartAgent(primary))));
+    }
+
+    /// Trouble aimed at a change that is under way: at the new primary, at the old one.
+    pub fn aim(&mut self, command: &Command) {
+        let at = match command {
+            Command::Elect { candidate, .. } => Some(*candidate),
+            Command::StartDrain { from, to } => Some(if self.rng.chance(500) { *from } else { *to }),
+            Command::ProposeRule { rule } | Command::SettleRule { rule, .. } => Some(rule.primary),
+            Command::BeginElection { .. } => self.raft.truth.election.and_then(|e| e.from),
+            _calm => None,
+        };
+        let Some(slot) = at.and_then(|n| self.slot_of.get(&n).copied()) else { return };
+        if matches!(command, Command::StartDrain { .. }) && self.cfg.write_gap > 0 {
+            let length = self.cfg.latency.1 * 2;
+            for delay in [0, length / 2, length, length * 2] {
+                self.after(delay, Event::Burst { slot });
+            }
+        }
+        if self.faults_on && self.cfg.fault_gap < 20_000 && self.rng.chance(150) {
+            let delay = self.rng.range(0, 1_500);
+            self.after(delay, Event::Undo(Box::new(Undo::Strike(slot))));
+        }
+    }
+
+    fn strike(&mut self, slot: Slot) {
+        self.disturb();
+        match self.rng.below(5) {
+            0 => self.kill_postgres(slot),
+            1 => self.power_cycle(slot),
+            2 => self.kill_agent_for_a_while(slot),
+            3 => self.freeze_for_a_while(slot, true, true, false),
+            _cut => self.isolate_for_a_while(slot, &BOTH),
+        }
+    }
+
+    /// Impolite clients do not wait for the end of a drain.
+    pub fn burst(&mut self, slot: Slot) {
+        for _write in 0..3 {
+            self.write(slot, 80, false);
+        }
+    }
+
+    /// Every process but the primary's starts anew.
+    fn restart_others(&mut self) {
+        let Some((primary, _)) = self.primary_and_another() else { return };
+        for slot in (0..self.nodes.len()).filter(|s| *s != primary) {
+            self.kill_agent(slot);
+            let length = self.rng.range(20, 600);
+            self.after(length, Event::Undo(Box::new(Undo::StartAgent(slot))));
+        }
+    }
+
+    fn primary_and_another(&mut self) -> Option<(Slot, Slot)> {
+        let primary = self.raft.truth.primary().and_then(|p| self.slot_of.get(&p).copied())?;
+        let others: Vec<Slot> = (0..self.nodes.len()).filter(|s| *s != primary && self.nodes[*s].kind == MemberKind::Data).collect();
+        Some((primary, self.rng.pick(&others)))
     }
 
     // ---- links
@@ -275,7 +405,7 @@ impl World {
         if self.nodes[slot].id != NodeId(0) {
             return;
         }
-        self.nodes[slot].powered = true;
+        self.power_on(slot);
         self.after(5_000, Event::Admit { slot });
         let Some(leader) = self.raft.leader.filter(|l| self.leads_majority(*l)) else { return };
         let member = self.member_of(self.nodes[slot].name.clone(), self.nodes[slot].kind);
@@ -297,11 +427,15 @@ impl World {
             }
             Undo::StartAgent(slot) => self.start_agent(slot),
             Undo::PowerOn(slot) => {
-                self.nodes[slot].powered = true;
+                self.power_on(slot);
                 self.start_agent(slot);
             }
             Undo::Thaw { slot, agent, postgres, unseen } => self.thaw(slot, agent, postgres, unseen),
             Undo::Lag(slot) => self.nodes[slot].apply_lag = 0,
+            Undo::CrashOthers(_) | Undo::PowerOff(_) | Undo::Strike(_) if !self.faults_on => {}
+            Undo::CrashOthers(spared) => (0..self.nodes.len()).filter(|s| *s != spared).for_each(|slot| self.kill_postgres(slot)),
+            Undo::PowerOff(slot) => self.power_off(slot),
+            Undo::Strike(slot) => self.strike(slot),
         }
     }
 
@@ -322,7 +456,7 @@ impl World {
         let mut events = Vec::new();
         if let Some(since) = node.agent.frozen.filter(|_| agent) {
             if unseen {
-                node.clock_offset -= (now - since) * node.clock_rate / 1_000;
+                node.booted += now - since;
             }
             node.agent.frozen = None;
             node.agent.thawed = now;
@@ -354,7 +488,7 @@ impl World {
             if self.nodes[slot].id == NodeId(0) {
                 self.after(10, Event::Admit { slot });
             } else {
-                self.nodes[slot].powered = true;
+                self.power_on(slot);
                 self.start_agent(slot);
             }
         }

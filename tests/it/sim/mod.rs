@@ -15,6 +15,7 @@ pub mod core;
 pub mod exec;
 pub mod faults;
 pub mod mutant;
+pub mod mutants;
 pub mod net;
 pub mod node;
 pub mod oracle;

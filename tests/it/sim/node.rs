@@ -167,6 +167,8 @@ pub struct Node {
     pub kind: MemberKind,
     /// False: the machine is off.
     pub powered: bool,
+    /// True time at which the machine was switched on: its clock begins anew there.
+    pub booted: Time,
     pub clock_offset: u64,
     /// Speed of the clock in parts per thousand.
     pub clock_rate: u64,
@@ -183,6 +185,7 @@ impl Node {
             name,
             kind,
             powered: true,
+            booted: 0,
             clock_offset,
             clock_rate,
             apply_lag: 0,
@@ -209,7 +212,7 @@ impl Node {
 
     /// This node's clock at true time `now`.
     pub fn clock(&self, now: Time) -> Millis {
-        Millis(self.clock_offset + now * self.clock_rate / 1_000)
+        Millis(self.clock_offset + (now - self.booted) * self.clock_rate / 1_000)
     }
 
     /// True milliseconds in which this node's clock advances by `local`.
@@ -270,8 +273,9 @@ impl Agent {
     /// Everything that a process forgets when it ends.
     pub fn forget(&mut self) {
         let (gen_, disk, snapshot, durable) = (self.gen_ + 1, self.disk_promise, std::mem::take(&mut self.snapshot), self.durable);
-        let applied = self.applied;
-        *self = Agent { up: false, gen_, disk_promise: disk, durable, applied, ..Agent::new() };
+        // The last two are for the judge and for mutants: boot sets them anew.
+        let (applied, holder) = (self.applied, self.holder);
+        *self = Agent { up: false, gen_, disk_promise: disk, durable, applied, holder, ..Agent::new() };
         self.snapshot = snapshot;
     }
 }

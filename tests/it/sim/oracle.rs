@@ -43,6 +43,8 @@ pub struct Oracle {
     pub reads: u64,
     pub promotions: u64,
     pub elections: u64,
+    /// The newest epoch that has a primary, and since when.
+    pub newest: (Epoch, Time),
     pub initialised: u32,
     pub renewed_at: Time,
     effects: BTreeSet<RequestId>,
@@ -174,6 +176,7 @@ impl World {
             self.violate("INV-1", || format!("the epoch went from {} to {epoch}", before.epoch));
         }
         self.judge_command(before, &proposal.command);
+        self.aim(&proposal.command);
         self.members_changed(&proposal.command);
     }
 
@@ -302,6 +305,9 @@ impl World {
         match action {
             Action::Follow { epoch, .. } | Action::Promote { epoch, .. } if *epoch != disk => {
                 self.violate("INV-1", || format!("acts on epoch {epoch}, promised on disk is {disk}"));
+            }
+            Action::Rewind { primary } | Action::Clone { primary } if self.nodes[slot].agent.state.primary() != Some(*primary) => {
+                self.violate("INV-10", || format!("replaces its data from {primary}, which is no primary"));
             }
             Action::Rewind { .. } | Action::Clone { .. } => self.check_last_copy(slot),
             Action::StartDetached | Action::Follow { .. } if self.nodes[slot].pg.poisoned => {

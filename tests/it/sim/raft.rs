@@ -159,6 +159,9 @@ impl World {
             if self.net.open(Plane::Peer, leader, slot) {
                 let delay = self.latency(leader, slot) + 1;
                 self.after(delay, Event::Answer { slot, gen_, id: entry.id, outcome: Box::new(outcome) });
+                if renewal {
+                    self.freeze_before_the_answer(slot);
+                }
             }
         }
     }

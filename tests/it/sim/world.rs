@@ -100,6 +100,7 @@ pub enum Event {
     },
     // ---- outside
     Client,
+    Burst { slot: Slot },
     Admin,
     AdminRetry {
         index: usize,
@@ -311,6 +312,7 @@ impl World {
             Event::Commit => self.try_commit(),
             Event::CheckLeader => self.check_leader(),
             Event::Client => self.client(),
+            Event::Burst { slot } => self.burst(slot),
             Event::Admin => self.administrator(),
             Event::AdminRetry { index } => self.admin_send(index),
             Event::Admit { slot } => self.ask_admission(slot),
