@@ -122,12 +122,10 @@ impl World {
         let preemptible = draining || matches!(running, Some(Action::ApplyRule { .. } | Action::Prepare { .. }));
         if running.is_none() || preemptible || local.postgres.role == Some(Role::Primary) {
             let step = self.core.converge(&self.nodes[slot].agent.state, &local);
-            let reason = step.reason.to_string();
-            if self.nodes[slot].agent.last_step != reason {
+            if self.nodes[slot].agent.last_step.as_ref() != Some(&step.reason) {
                 let name = self.name(slot).to_owned();
-                let line = reason.clone();
-                self.note(slot as u64, || format!("{name}: {line}"));
-                self.nodes[slot].agent.last_step = reason;
+                self.note(slot as u64, || format!("{name}: {}", step.reason));
+                self.nodes[slot].agent.last_step = Some(step.reason.clone());
             }
             let differs = running.is_some() && step.action != running;
             let urgent = step.action == Some(Action::Demote) && running != Some(Action::Demote);
@@ -332,11 +330,10 @@ impl World {
         }
         let decision = self.core.decide(&agent.state, &mut agent.view);
         let expect = Some(agent.state.revision);
-        let reason = decision.reason.to_string();
-        if agent.last_reason != reason {
-            agent.last_reason.clone_from(&reason);
+        if agent.last_reason.as_ref() != Some(&decision.reason) {
+            agent.last_reason = Some(decision.reason.clone());
             let name = self.name(slot).to_owned();
-            self.note(slot as u64 + 100, || format!("controller on {name}: {reason}"));
+            self.note(slot as u64 + 100, || format!("controller on {name}: {}", decision.reason));
         }
         if let Some(command) = decision.command {
             let request = None;

@@ -3,7 +3,7 @@
 use super::wal::Tip;
 use std::collections::{BTreeSet, VecDeque};
 use trilithon::cluster::{ClusterState, MemberKind, SyncRule};
-use trilithon::ha::{Action, HolderLease, LeaseWatch, NodeObservation, View};
+use trilithon::ha::{Action, HolderLease, LeaseWatch, NodeObservation, Reason, StepReason, View};
 use trilithon::types::{Epoch, Millis, NodeId, RequestId, SystemId};
 
 /// True time of the world in milliseconds; no node sees it.
@@ -140,8 +140,8 @@ pub struct Agent {
     pub refused: BTreeSet<NodeId>,
     pub deciding: Option<(u64, Time)>,
     pub leads: bool,
-    pub last_step: String,
-    pub last_reason: String,
+    pub last_step: Option<StepReason>,
+    pub last_reason: Option<Reason>,
     pub promote_failures: u32,
     pub wake_scheduled: bool,
     // ---- on disk
@@ -220,6 +220,11 @@ impl Node {
         (local * 1_000).div_ceil(self.clock_rate)
     }
 
+    /// Its own next step, in words.
+    pub fn step_text(&self) -> String {
+        self.agent.last_step.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
     /// Does the agent's process make progress?
     pub fn agent_runs(&self) -> bool {
         self.powered && self.agent.up && self.agent.frozen.is_none()
@@ -260,8 +265,8 @@ impl Agent {
             refused: BTreeSet::new(),
             deciding: None,
             leads: false,
-            last_step: String::new(),
-            last_reason: String::new(),
+            last_step: None,
+            last_reason: None,
             promote_failures: 0,
             wake_scheduled: false,
             disk_promise: Epoch(0),

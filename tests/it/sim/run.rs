@@ -111,7 +111,7 @@ pub fn shortfall(world: &World) -> Option<String> {
             false => node.pg.runs_as_standby() && node.pg.receiver.is_some_and(|(up, _)| world.nodes[up].id == primary),
         };
         if !fine {
-            return Some(format!("{} is {:?}, {}", node.name, node.pg.proc, node.agent.last_step));
+            return Some(format!("{} is {:?}, {}", node.name, node.pg.proc, node.step_text()));
         }
         if node.id != primary && !rule.standbys.contains(&node.id) && node.id != NodeId(0) {
             return Some(format!("{} is not in the rule {rule}", node.name));
@@ -132,7 +132,7 @@ fn snapshot(world: &World) -> String {
     for n in &world.nodes {
         let a = &n.agent;
         text += &format!(
-            "end {} {}: promised {} {:?} up {} {:?} poisoned {} following {:?} receiver {:?} step `{}` action {:?} controller {} `{}`\n",
+            "end {} {}: promised {} {:?} up {} {:?} poisoned {} following {:?} receiver {:?} step `{}` action {:?} controller {} {:?}\n",
             n.name,
             n.id,
             a.disk_promise,
@@ -142,10 +142,10 @@ fn snapshot(world: &World) -> String {
             n.pg.poisoned,
             n.pg.data.as_ref().and_then(|d| d.following),
             n.pg.receiver,
-            a.last_step,
+            n.step_text(),
             a.action.as_ref().map(|r| &r.action),
             a.leads,
-            a.last_reason,
+            a.last_reason.as_ref().map(ToString::to_string),
         );
     }
     text
