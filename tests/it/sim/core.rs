@@ -3,8 +3,8 @@
 use super::mutant::Mutant;
 use trilithon::cluster::{ClusterState, Command, Outcome, Phase, Proposal, Settings, SyncRule, apply};
 use trilithon::ha::{
-    Action, Decision, HolderLease, LeaseBelief, LocalState, NodeObservation, PostgresState, Role, Seal, Step, StepReason,
-    View, converge, decide,
+    Action, Decision, HolderLease, LeaseBelief, LocalState, NodeObservation, PostgresState, Role, Seal, Step, StepReason, View, converge,
+    decide,
 };
 use trilithon::types::{Epoch, Millis, NodeId, Timeline};
 
@@ -42,7 +42,8 @@ impl Core {
     fn after_apply(&self, state: &mut ClusterState, command: &Command, old_rules: Vec<SyncRule>) {
         let newest = state.rules.last().cloned();
         match (self.mutant, command) {
-            (Some(Mutant::ReplaceRuleAtOnce), Command::ProposeRule { .. }) | (Some(Mutant::ElectForgetsOldRules), Command::Elect { .. }) => {
+            (Some(Mutant::ReplaceRuleAtOnce), Command::ProposeRule { .. })
+            | (Some(Mutant::ElectForgetsOldRules), Command::Elect { .. }) => {
                 state.rules = newest.into_iter().collect();
                 state.adopted = state.adopted.last().copied().into_iter().collect();
             }
@@ -97,11 +98,9 @@ impl Core {
         let serving = step.reason == StepReason::Converged && local.postgres.role == Some(Role::Primary);
         let live: Vec<NodeId> = local.postgres.standbys.keys().copied().collect();
         let action = match (mutant, &step.action, &step.reason) {
-            (Mutant::PromoteWithoutLease, Some(Action::AcquireLease { epoch }), _) => rule.map(|rule| Action::Promote {
-                epoch: *epoch,
-                timeline: state.timelines.next_free(),
-                rule: rule.clone(),
-            }),
+            (Mutant::PromoteWithoutLease, Some(Action::AcquireLease { epoch }), _) => {
+                rule.map(|rule| Action::Promote { epoch: *epoch, timeline: state.timelines.next_free(), rule: rule.clone() })
+            }
             (Mutant::PromiseGoesBack, None, StepReason::StateIsOld { .. }) => Some(Action::Promise { epoch: state.epoch }),
             (Mutant::FollowWithoutPromise, Some(Action::Promise { epoch }), _) => {
                 state.primary().filter(|p| *p != local.me).map(|primary| Action::Follow { primary, epoch: *epoch })

@@ -100,7 +100,9 @@ pub enum Event {
     },
     // ---- outside
     Client,
-    Burst { slot: Slot },
+    Burst {
+        slot: Slot,
+    },
     Admin,
     AdminRetry {
         index: usize,
