@@ -90,6 +90,23 @@ pub enum Error {
 }
 
 impl Error {
+    /// Can trying the same again not help?
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Error::WrongTimeline { .. }
+                | Error::Poisoned { .. }
+                | Error::NoDatabase { .. }
+                | Error::OtherSystem { .. }
+                | Error::OtherMajor { .. }
+                | Error::NoBinaries { .. }
+                | Error::Unsupported { .. }
+                | Error::OtherOwner { .. }
+                | Error::ForeignDirectory { .. }
+        )
+    }
+
     /// The reason why rewinding or following cannot help here and a copy must; `None` for everything that a retry may mend.
     #[must_use]
     pub fn needs_clone(&self) -> Option<String> {

@@ -12,7 +12,7 @@ use super::error::Error;
 use super::instance::{Activity, Instance, QUERY_LIMIT};
 use super::lifecycle::POLL;
 use super::process::lock;
-use super::session::Session;
+use super::session::{Session, Target};
 use super::tool::within;
 use crate::cluster::SyncRule;
 use crate::types::{Epoch, Lsn, NodeId};
@@ -22,6 +22,9 @@ use tokio::time::sleep;
 
 /// How long walsenders that the rule does not need may take to confirm the marker before they are ended.
 const STRAGGLERS: Duration = Duration::from_millis(500);
+
+/// Name of the sessions that write markers.
+const MARKER: &str = "trilithon_marker";
 
 /// A walsender of a member, as the marker's proof sees it.
 struct Walsender {
@@ -45,14 +48,15 @@ impl Instance {
         let retuned = names.clone();
         self.retune(move |intent| intent.sync = retuned).await?;
         self.reload()?;
-        within(limit, "proving the rule", async {
+        end_old_markers(&session).await?;
+        let loaded = async {
             self.await_names(&names).await?;
-            self.prove_waiting(rule).await?;
-            self.prove_by_marker(epoch, rule, limit).await?;
-            // Nobody changed it meanwhile.
-            self.await_names(&names).await
-        })
-        .await
+            self.prove_waiting(rule).await
+        };
+        within(limit, "loading the rule", loaded).await?;
+        self.prove_by_marker(epoch, rule, limit).await?;
+        // Nobody changed it meanwhile.
+        self.await_names(&names).await
     }
 
     /// Commits wait only when the checkpointer has loaded a list that is not empty.
@@ -67,13 +71,8 @@ impl Instance {
     }
 
     async fn prove_by_marker(&self, epoch: Epoch, rule: &SyncRule, limit: Duration) -> Result<(), Error> {
-        let writer = self.connect().await?;
+        let writer = Session::open(&Target { name: MARKER, ..self.target() }, QUERY_LIMIT).await?;
         let watcher = self.session().await?;
-        let pid = writer
-            .value("SELECT pg_backend_pid()", QUERY_LIMIT)
-            .await?
-            .and_then(|p| p.parse::<i32>().ok())
-            .ok_or(Error::Answer("pg_backend_pid"))?;
         let mut confirmed = 0;
         let mut marker_lsn = Lsn(0);
         let proof = async {
@@ -83,11 +82,10 @@ impl Instance {
             }
             self.end_stragglers(&watcher, marker_lsn).await
         };
-        let ended = tokio::time::timeout(limit.saturating_sub(Duration::from_millis(100)), proof).await;
+        let ended = tokio::time::timeout(limit, proof).await;
         if !matches!(ended, Ok(Ok(()))) {
-            // A marker that nobody confirms would wait for ever.
             drop(writer);
-            let _ = watcher.run(&format!("SELECT pg_terminate_backend({pid})"), QUERY_LIMIT).await;
+            let _ = end_old_markers(&watcher).await;
         }
         ended.unwrap_or(Err(Error::RuleUnproved { confirmed, needed: rule.acks, lsn: marker_lsn }))
     }
@@ -116,6 +114,13 @@ impl Instance {
         }
         Ok(())
     }
+}
+
+/// A marker that nobody confirms would wait for ever, also when its client has gone: this one's, or one of an attempt that was
+/// broken off.
+async fn end_old_markers(session: &Session) -> Result<(), Error> {
+    let sql = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{MARKER}'");
+    session.run(&sql, QUERY_LIMIT).await
 }
 
 /// One commit that has to be confirmed. Returns a position that covers it.

@@ -7,6 +7,7 @@ mod consensus;
 mod failover;
 #[allow(dead_code, reason = "`make bench` uses more of it")]
 mod failover_scenarios;
+mod postgres_adoption;
 mod postgres_basic;
 mod postgres_refusals;
 mod postgres_replication;

@@ -227,6 +227,22 @@ impl Server {
     }
 }
 
+/// A program of PostgreSQL, run as whoever owns the server's own directories.
+pub fn as_owner(server: &Server, program: &Path) -> std::process::Command {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::process::CommandExt;
+    let owner = std::fs::metadata(server.instance.socket_dir()).unwrap();
+    let mut command = std::process::Command::new(program);
+    command.current_dir("/").stdout(std::process::Stdio::null());
+    if rustix::process::geteuid().is_root() {
+        if server.instance.pgdata().exists() {
+            std::os::unix::fs::chown(server.instance.pgdata(), Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+        command.uid(owner.uid()).gid(owner.gid());
+    }
+    command
+}
+
 /// First column of the first row.
 pub async fn try_sql(client: &Client, sql: &str) -> Result<Option<String>, tokio_postgres::Error> {
     let messages = tokio::time::timeout(LIMIT, client.simple_query(sql)).await.expect("a query hung")?;

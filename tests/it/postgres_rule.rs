@@ -45,7 +45,17 @@ async fn a_rule_that_nobody_can_confirm_fails_and_leaves_no_waiting_marker() {
     let _standby = Server::standby(2, &primary).await;
     let refused = primary.instance.apply_rule(Epoch(2), &primary.rule(&[2, 3], 2), SHORT).await;
     assert!(matches!(refused, Err(Error::RuleUnproved { .. } | Error::Timeout { .. })), "{refused:?}");
+    {
+        let rule = primary.rule(&[2, 3], 2);
+        let mut broken_off = Box::pin(primary.instance.apply_rule(Epoch(2), &rule, LIMIT));
+        tokio::select! {
+            biased;
+            () = until("the marker waits", || async { !waiting(&primary).await.is_empty() }) => {}
+            ended = &mut broken_off => panic!("it ended first: {ended:?}"),
+        }
+    }
     primary.instance.apply_rule(Epoch(2), &primary.rule(&[2, 3], 1), LIMIT).await.unwrap();
+    assert_eq!(waiting(&primary).await, [] as [i32; 0], "an attempt that was broken off leaves nothing waiting");
 }
 
 #[tokio::test]
