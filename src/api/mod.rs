@@ -22,8 +22,6 @@ mod events;
 pub mod grpc;
 pub mod http;
 mod status;
-#[cfg(test)]
-mod testing;
 mod warnings;
 
 pub use access::{

@@ -94,6 +94,9 @@ impl Client {
             match answer.map(Response::into_inner) {
                 Ok(answer) if good(&answer) => return Ok(answer),
                 Ok(answer) => drop(second_best.get_or_insert(answer)),
+                Err(status) if lost_on_the_way(&status) => {
+                    failures.push(format!("{address}: connection lost: {}", cause(&status, self.tls.is_some())))
+                }
                 Err(status) if status.code() == Code::Unavailable => failures.push(format!("{address}: {}", status.message())),
                 Err(status) => return Err(failure(&status)),
             }
@@ -119,7 +122,7 @@ impl Client {
                 Ok(line) => return Ok(line),
                 Err(status) if lost_on_the_way(&status) => {
                     maybe_sent = true;
-                    failures.push(format!("{address}: connection lost"));
+                    failures.push(format!("{address}: connection lost: {}", cause(&status, self.tls.is_some())));
                 }
                 Err(status) if status.code() == Code::Unavailable => failures.push(format!("{address}: {}", status.message())),
                 Err(status) => return Err(failure(&status)),
@@ -184,12 +187,16 @@ pub(super) fn failure(status: &Status) -> Failure {
 }
 
 /// The innermost cause says what happened; the outer layers only say that something did.
-fn cause(error: &tonic::transport::Error, tls: bool) -> String {
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
     }
-    let text = innermost.to_string();
+    cause.to_string()
+}
+
+fn cause(error: &dyn std::error::Error, tls: bool) -> String {
+    let text = innermost(error);
     match (text.contains("refused"), tls) {
         (true, _) => "connection refused".to_owned(),
         (false, true) => text,

@@ -15,8 +15,6 @@ mod files;
 mod query;
 mod read;
 mod render;
-#[cfg(test)]
-mod tests;
 
 pub use args::Verb;
 pub use client::{Exit, Failure};

@@ -25,6 +25,7 @@ mod validate;
 
 pub use address::HostPort;
 pub use error::{ConfigError, ConfigErrors, Origin};
+pub use reader::parse_size;
 pub use settings::{change_settings, show_settings};
 pub use types::{
     ApiConfig, Bootstrap, ClusterConfig, Config, ConsensusConfig, Consistency, NodeConfig, Peer, PoolMode, PostgresConfig, ProxyConfig,

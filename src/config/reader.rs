@@ -175,7 +175,8 @@ fn size_refusal() -> Refusal {
 }
 
 /// `1MiB`, `16 MB`, `512`. Decimal and binary units mean what they say.
-pub(super) fn parse_size(text: &str) -> Option<u64> {
+#[must_use]
+pub fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

@@ -1,11 +1,10 @@
 //! The one integration-test binary: linking is what costs on small machines. Each file is a module; add yours to the list.
 
-#[allow(dead_code, reason = "`make bench` uses more of it")]
+mod api;
 mod cluster_harness;
 mod cluster_load;
 mod consensus;
 mod failover;
-#[allow(dead_code, reason = "`make bench` uses more of it")]
 mod failover_scenarios;
 mod postgres_adoption;
 mod postgres_basic;

@@ -138,11 +138,27 @@ fn stopping() -> ActionError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::testing::steady_state;
-    use crate::cluster::{CalledOff, PlannedChange};
-    use crate::types::{Epoch, RequestId};
+    use crate::cluster::{Addresses, CalledOff, Member, MemberKind, PlannedChange, Tags};
+    use crate::types::{Epoch, NodeName, RequestId};
 
     const MINE: RequestId = RequestId(7);
+
+    /// dc1 is the steady primary of dc1, dc2 and dc3.
+    fn steady_state() -> ClusterState {
+        let member = |n: u64| Member {
+            name: NodeName(format!("dc{n}")),
+            datacenter: format!("dc{n}"),
+            kind: MemberKind::Data,
+            addresses: Addresses::default(),
+            tags: Tags::default(),
+        };
+        ClusterState {
+            epoch: Epoch(1),
+            phase: Phase::Steady { primary: NodeId(1) },
+            members: (1..=3).map(|n| (NodeId(n), member(n))).collect(),
+            ..ClusterState::default()
+        }
+    }
 
     #[test]
     fn a_change_ends_when_the_cluster_is_steady_under_the_one_asked_for() {

@@ -73,7 +73,7 @@ impl Admin for AdminService {
 
     async fn events(&self, request: Request<EventsRequest>) -> Reply<Self::EventsStream> {
         let asked = self.read(request)?;
-        Ok(Response::new(events(&self.access, asked.after_revision, !asked.no_follow)))
+        Ok(Response::new(events(&self.access.events, asked.after_revision, !asked.no_follow)))
     }
 
     async fn raft_status(&self, request: Request<RaftStatusRequest>) -> Reply<RaftStatusReply> {

@@ -9,8 +9,6 @@ mod admin;
 mod dial;
 mod roles;
 mod stream;
-#[cfg(test)]
-mod tests;
 
 pub use dial::GrpcDialer;
 pub use roles::{Role, RoleSource, role_of_certificate};

@@ -1,6 +1,6 @@
 //! Server streams without a task of their own: they advance only while the client reads.
 
-use crate::api::{ActionError, Actions, ClusterAccess};
+use crate::api::{ActionError, Actions, ClusterAccess, EventLog};
 use crate::proto::v1::{Event, Progress};
 use crate::types::RequestId;
 use futures::future::BoxFuture;
@@ -45,8 +45,8 @@ where
 }
 
 /// Remembered events, then live ones. A consumer that falls behind gets RESOURCE_EXHAUSTED with the revision to resume from.
-pub(super) fn events(access: &ClusterAccess, after: Option<u64>, follow: bool) -> BoxStream<'static, Result<Event, Status>> {
-    let (remembered, live) = access.events.subscribe(after);
+pub(super) fn events(log: &EventLog, after: Option<u64>, follow: bool) -> BoxStream<'static, Result<Event, Status>> {
+    let (remembered, live) = log.subscribe(after);
     let last = remembered.last().map_or(0, |e| e.revision);
     let first = stream::iter(remembered.into_iter().map(Ok));
     if !follow {
@@ -84,4 +84,29 @@ pub(super) fn status_of(error: &ActionError) -> Status {
         ActionError::Unknown(_) => Code::DeadlineExceeded,
     };
     Status::new(code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_consumer_is_dropped_with_a_revision_to_resume_from() {
+        let log = EventLog::default();
+        let mut slow = events(&log, None, true);
+        let publish = |revision| log.publish(Event { revision, ..Event::default() });
+        (1..=10).for_each(publish);
+        assert_eq!(slow.next().await.unwrap().unwrap().revision, 1);
+        (11..=1000).for_each(publish);
+        let dropped = loop {
+            if let Err(status) = slow.next().await.unwrap() {
+                break status;
+            }
+        };
+        assert_eq!(dropped.code(), Code::ResourceExhausted);
+        assert!(dropped.message().ends_with("resume with after_revision=1"), "{dropped}");
+        assert!(slow.next().await.is_none());
+        let resumed: Vec<u64> = events(&log, Some(1), false).map(|e| e.unwrap().revision).collect().await;
+        assert_eq!(resumed, (2..=1000).collect::<Vec<u64>>());
+    }
 }

@@ -1,44 +1,14 @@
 //! The Admin service over a real loopback connection, fed by watch channels.
 
-use super::*;
-use crate::api::testing::{Fake, access};
-use crate::cluster::{ChangeKind, Command, Phase};
-use crate::proto::v1::admin_client::AdminClient;
-use crate::proto::v1::{
-    ConfigSetRequest, EventsRequest, HistoryRequest, PauseRequest, Progress, RaftStatusRequest, ReinitRequest, StatusRequest,
-    SwitchoverRequest, VersionRequest,
-};
-use crate::types::{Epoch, NodeId};
+use super::feed::serve;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
-
-struct Served {
-    fake: Arc<Fake>,
-    client: AdminClient<Channel>,
-    address: String,
-    _tasks: JoinSet<()>,
-}
-
-async fn serve(me: NodeId, roles: RoleSource) -> Served {
-    let (access, fake) = access(me);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let mut tasks = JoinSet::new();
-    let log = access.events.clone();
-    let following = access.clone();
-    tasks.spawn(async move { log.follow(following, Default::default()).await });
-    let (routes, _reporter) = routes(access, roles).await;
-    tasks.spawn(async move {
-        let server = tonic::transport::Server::builder().add_routes(routes);
-        server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
-    });
-    let channel = crate::api::PeerDialer::connect(&GrpcDialer::default(), &address).await.unwrap();
-    Served { fake, client: AdminClient::new(channel), address, _tasks: tasks }
-}
+use trilithon::api::PeerDialer;
+use trilithon::api::grpc::{GrpcDialer, Role, RoleSource};
+use trilithon::cluster::{ChangeKind, Command, Phase};
+use trilithon::proto::v1::*;
+use trilithon::types::{Epoch, NodeId};
 
 async fn drain(mut stream: Streaming<Progress>) -> Result<Vec<String>, Status> {
     let mut lines = Vec::new();
@@ -144,21 +114,9 @@ async fn events_are_replayed_then_followed() {
 }
 
 #[tokio::test]
-async fn a_slow_consumer_is_dropped_with_a_revision_to_resume_from() {
-    let (access, _fake) = access(NodeId(1));
-    let mut stream = super::stream::events(&access, None, true);
-    let event = |revision| crate::proto::v1::Event { revision, ..Default::default() };
-    (1..=1000).for_each(|n| access.events.publish(event(n)));
-    let dropped = futures::StreamExt::next(&mut stream).await.unwrap().unwrap_err();
-    assert_eq!(dropped.code(), Code::ResourceExhausted);
-    assert!(dropped.message().contains("after_revision=0"), "{dropped}");
-    assert!(futures::StreamExt::next(&mut stream).await.is_none());
-}
-
-#[tokio::test]
 async fn health_and_reflection_are_served() {
     let served = serve(NodeId(1), RoleSource::Loopback).await;
-    let channel = crate::api::PeerDialer::connect(&GrpcDialer::default(), &served.address).await.unwrap();
+    let channel = GrpcDialer::default().connect(&served.address).await.unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
     let reply = health.check(tonic_health::pb::HealthCheckRequest { service: "trilithon.v1.Admin".into() }).await.unwrap();
     assert_eq!(reply.into_inner().status, tonic_health::pb::health_check_response::ServingStatus::Serving as i32);

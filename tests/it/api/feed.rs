@@ -1,20 +1,26 @@
-//! A cluster of three for the tests of this module: state, observations, and an access fed by watch channels.
+//! A cluster of three: state, observations, and an access fed by watch channels. Proposals are applied by the real `apply`.
 
-use super::*;
-use crate::cluster::*;
-use crate::ha::{NodeObservation, PostgresFacts, PostgresState, Role, Seen, StandbyView, View};
-use crate::telemetry::Clock;
-use crate::types::{ClusterId, Epoch, Lsn, NodeId, NodeName, RequestId, Revision, SystemId, Timeline, WalPosition};
 use futures::future::BoxFuture;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use trilithon::api::grpc::{GrpcDialer, RoleSource, routes};
+use trilithon::api::*;
+use trilithon::cluster::*;
+use trilithon::ha::{NodeObservation, PostgresFacts, PostgresState, Role, Seen, StandbyView, View};
+use trilithon::proto::v1::admin_client::AdminClient;
+use trilithon::telemetry::Clock;
+use trilithon::types::{ClusterId, Epoch, Lsn, NodeId, NodeName, RequestId, Revision, SystemId, Timeline, WalPosition};
 
-pub(super) const DC1: NodeId = NodeId(1);
+pub const DC1: NodeId = NodeId(1);
 
 /// dc1 is the steady primary of epoch 1, dc2 and dc3 confirm its commits.
-pub(super) fn steady_state() -> ClusterState {
+pub fn steady_state() -> ClusterState {
     let member = |n: u16| Member {
         name: NodeName(format!("dc{n}")),
         datacenter: format!("dc{n}"),
@@ -57,7 +63,7 @@ pub(super) fn steady_state() -> ClusterState {
 }
 
 /// What each of the three says in the steady state.
-pub(super) fn observation(node: NodeId) -> NodeObservation {
+pub fn observation(node: NodeId) -> NodeObservation {
     let primary = node == DC1;
     let position = WalPosition { writer: Epoch(1), lsn: Lsn(0x0300_0100) };
     let row = StandbyView { streaming: true, flushed: position.lsn, replayed: position.lsn, sync: true };
@@ -84,14 +90,14 @@ pub(super) fn observation(node: NodeId) -> NodeObservation {
     }
 }
 
-pub(super) fn view(clock: &Clock) -> View {
+pub fn view(clock: &Clock) -> View {
     let now = clock.now();
     let seen = (1..=3).map(|n| (NodeId(n), Seen { at: now, observation: observation(NodeId(n)) }));
     View { now, observations: seen.collect(), lease_seen: now, ..View::default() }
 }
 
 /// Applies proposals to the state, as the log would; may lose answers.
-pub(super) struct Fake {
+pub struct Fake {
     pub state: watch::Sender<Arc<ClusterState>>,
     pub view: watch::Sender<Arc<View>>,
     pub decision: watch::Sender<Arc<DecisionInfo>>,
@@ -100,6 +106,8 @@ pub(super) struct Fake {
     /// Answers lost after the proposal took effect.
     pub lose_answers: Mutex<u32>,
     pub no_leader: Mutex<bool>,
+    /// Proposals vanish.
+    pub hang: Mutex<bool>,
     pub proposals: Mutex<Vec<Proposal>>,
     pub reinits: Mutex<Vec<RequestId>>,
 }
@@ -109,6 +117,9 @@ impl Proposer for Fake {
         Box::pin(async move {
             if *self.no_leader.lock().unwrap() {
                 return Err(ProposeError::NoLeader);
+            }
+            if *self.hang.lock().unwrap() {
+                return Err(ProposeError::Unknown("the leader did not answer".into()));
             }
             self.proposals.lock().unwrap().push(proposal.clone());
             let mut state = (**self.state.borrow()).clone();
@@ -160,7 +171,7 @@ impl PeerDialer for Fake {
 }
 
 /// An access of node `me`, and the hand that feeds it.
-pub(super) fn access(me: NodeId) -> (ClusterAccess, Arc<Fake>) {
+pub fn access(me: NodeId) -> (ClusterAccess, Arc<Fake>) {
     let clock = Clock::default();
     let fake = Arc::new(Fake {
         state: watch::Sender::new(Arc::new(steady_state())),
@@ -170,6 +181,7 @@ pub(super) fn access(me: NodeId) -> (ClusterAccess, Arc<Fake>) {
         lease: Mutex::new((me == DC1).then_some((Epoch(1), Duration::from_secs(2)))),
         lose_answers: Mutex::default(),
         no_leader: Mutex::default(),
+        hang: Mutex::default(),
         proposals: Mutex::default(),
         reinits: Mutex::default(),
     });
@@ -186,4 +198,28 @@ pub(super) fn access(me: NodeId) -> (ClusterAccess, Arc<Fake>) {
         peers: fake.clone(),
     };
     (access, fake)
+}
+
+/// A node's Admin service on loopback.
+pub struct Served {
+    pub fake: Arc<Fake>,
+    pub client: AdminClient<Channel>,
+    pub address: String,
+    _tasks: JoinSet<()>,
+}
+
+pub async fn serve(me: NodeId, roles: RoleSource) -> Served {
+    let (access, fake) = access(me);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut tasks = JoinSet::new();
+    let (log, following) = (access.events.clone(), access.clone());
+    tasks.spawn(async move { log.follow(following, CancellationToken::new()).await });
+    let (routes, _reporter) = routes(access, roles).await;
+    tasks.spawn(async move {
+        let server = tonic::transport::Server::builder().add_routes(routes);
+        server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+    });
+    let client = AdminClient::new(GrpcDialer::default().connect(&address).await.unwrap());
+    Served { fake, client, address, _tasks: tasks }
 }

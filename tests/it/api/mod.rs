@@ -1,0 +1,8 @@
+//! Administration as its users meet it: gRPC and HTTP over real connections, and the binary's verbs, against a node whose
+//! state and observations are fed by watch channels and whose proposals are applied by the real state machine.
+
+mod cli;
+mod feed;
+mod grpc;
+mod http;
+mod status;
