@@ -135,8 +135,8 @@ pub trait LocalControl: Send + Sync {
 
 /// Connections to other members' Admin services, with this node's certificate.
 pub trait PeerDialer: Send + Sync {
-    /// `address` is `host:port`. `Err` in words.
-    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Channel, String>>;
+    /// `address` is the `host:port` of member `name`, whose certificate is then asked for. `Err` in words.
+    fn connect<'a>(&'a self, name: &'a str, address: &'a str) -> BoxFuture<'a, Result<Channel, String>>;
 }
 
 /// Everything known at one instant.

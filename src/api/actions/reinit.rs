@@ -47,7 +47,7 @@ impl Actions {
         let address = self.state().members.get(&node).map(|m| m.addresses.grpc.clone()).unwrap_or_default();
         let unreachable = |why: String| ActionError::NoQuorum(format!("nothing was changed: {name} ({address}) does not answer: {why}"));
         let ask = async {
-            let channel = self.access.peers.connect(&address).await.map_err(unreachable)?;
+            let channel = self.access.peers.connect(name, &address).await.map_err(unreachable)?;
             let request = ReinitRequest { request_id: self.request.to_string(), node: name.to_owned(), forwarded: true };
             let mut stream = AdminClient::new(channel).reinit(request).await.map_err(|status| refusal(&status))?.into_inner();
             while let Some(progress) = stream.message().await.map_err(|status| refusal(&status))? {

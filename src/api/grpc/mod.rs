@@ -11,7 +11,7 @@ mod roles;
 mod stream;
 
 pub use dial::GrpcDialer;
-pub use roles::{Role, RoleSource, role_of_certificate};
+pub use roles::{Role, RoleSource};
 
 use super::ClusterAccess;
 use crate::proto;

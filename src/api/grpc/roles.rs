@@ -1,19 +1,9 @@
-//! Who may do what: the organisational unit (OU) of the client's certificate names its role.
+//! Who may do what: the caller's certificate names its role (`consensus::tls`), each method names the role that it needs.
 
+pub use crate::consensus::tls::Role;
+use crate::consensus::tls::caller;
 use std::sync::Arc;
 use tonic::{Request, Status};
-use x509_parser::prelude::{FromDer, X509Certificate};
-
-/// Ordered: each role may do what the ones below may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// Asks.
-    Reader,
-    /// Changes.
-    Operator,
-    /// A member of the cluster; forwards for operators.
-    Peer,
-}
 
 /// From what a listener attached to a request to its caller's role.
 pub type RoleFunction = dyn Fn(&tonic::Extensions) -> Option<Role> + Send + Sync;
@@ -21,10 +11,8 @@ pub type RoleFunction = dyn Fn(&tonic::Extensions) -> Option<Role> + Send + Sync
 /// Where roles come from.
 #[derive(Clone)]
 pub enum RoleSource {
-    /// The certificate that the connection was authenticated with, as tonic's own TLS listener keeps it.
+    /// The certificate of a TLS connection; without TLS, which the configuration admits on loopback only, everybody is an operator.
     Certificate,
-    /// Plaintext, which the configuration admits on loopback only: every caller is an operator.
-    Loopback,
     /// Another listener's way to tell; `None`: no known role.
     Custom(Arc<RoleFunction>),
 }
@@ -33,40 +21,19 @@ impl RoleSource {
     /// Refuse a caller whose role is below `needed`.
     pub(super) fn require<T>(&self, request: &Request<T>, needed: Role) -> Result<(), Status> {
         let role = match self {
-            RoleSource::Loopback => Some(Role::Operator),
-            RoleSource::Certificate => request.peer_certs().and_then(|chain| role_of_certificate(chain.first()?)),
+            RoleSource::Certificate => caller(request).ok().map(|caller| caller.role),
             RoleSource::Custom(of) => of(request.extensions()),
         };
         match role {
             Some(role) if role >= needed => Ok(()),
             Some(role) => Err(Status::permission_denied(format!(
                 "your certificate is a {}'s, this needs an {}'s; `trilithon certs issue NAME --role operator` makes one",
-                word(role),
-                word(needed)
+                role.word(),
+                needed.word()
             ))),
             None => Err(Status::unauthenticated(
                 "your certificate names no role: its OU must be peer, operator or reader, as `trilithon certs issue` writes it",
             )),
         }
     }
-}
-
-fn word(role: Role) -> &'static str {
-    match role {
-        Role::Reader => "reader",
-        Role::Operator => "operator",
-        Role::Peer => "peer",
-    }
-}
-
-/// The role that a DER certificate names. The chain was verified by TLS already.
-#[must_use]
-pub fn role_of_certificate(der: &[u8]) -> Option<Role> {
-    let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    certificate.subject().iter_organizational_unit().filter_map(|unit| unit.as_str().ok()).find_map(|unit| match unit {
-        "reader" => Some(Role::Reader),
-        "operator" => Some(Role::Operator),
-        "peer" => Some(Role::Peer),
-        _ => None,
-    })
 }

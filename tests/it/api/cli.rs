@@ -27,7 +27,7 @@ async fn at(served: &Served, arguments: &[&str]) -> (i32, String, String) {
 
 #[tokio::test]
 async fn status_prints_an_aligned_table() {
-    let served = serve(DC1, RoleSource::Loopback).await;
+    let served = serve(DC1, RoleSource::Certificate).await;
     let (code, out, _) = at(&served, &["status"]).await;
     assert_eq!(code, 0);
     let lines: Vec<&str> = out.lines().collect();
@@ -47,7 +47,7 @@ async fn status_prints_an_aligned_table() {
 
 #[tokio::test]
 async fn listings_answer_in_both_forms() {
-    let served = serve(NodeId(2), RoleSource::Loopback).await;
+    let served = serve(NodeId(2), RoleSource::Certificate).await;
     for verb in [
         &["topology"][..],
         &["history"],
@@ -73,7 +73,7 @@ async fn listings_answer_in_both_forms() {
 
 #[tokio::test]
 async fn a_switchover_shows_progress_and_its_outcome() {
-    let served = serve(DC1, RoleSource::Loopback).await;
+    let served = serve(DC1, RoleSource::Certificate).await;
     let finishing = async {
         served.fake.state.subscribe().wait_for(|s| s.change.is_some()).await.unwrap();
         served.fake.state.send_modify(|state| {
@@ -90,7 +90,7 @@ async fn a_switchover_shows_progress_and_its_outcome() {
 
 #[tokio::test]
 async fn exit_codes_tell_what_happened() {
-    let served = serve(DC1, RoleSource::Loopback).await;
+    let served = serve(DC1, RoleSource::Certificate).await;
     assert_eq!(at(&served, &["pause"]).await.0, 0);
     assert_eq!(trilithon(&["switchover", "--two", "dc2"]).await.0, 2);
     assert_eq!(at(&served, &["config", "set", "ha.lease_ttl", "soon"]).await.0, 2);
@@ -105,7 +105,7 @@ async fn exit_codes_tell_what_happened() {
 
 #[tokio::test]
 async fn no_quorum_and_an_unknown_outcome_are_told_apart() {
-    let (alone, mute) = (serve(DC1, RoleSource::Loopback).await, serve(DC1, RoleSource::Loopback).await);
+    let (alone, mute) = (serve(DC1, RoleSource::Certificate).await, serve(DC1, RoleSource::Certificate).await);
     *alone.fake.no_leader.lock().unwrap() = true;
     *mute.fake.hang.lock().unwrap() = true;
     let ((code, _, error), (unknown, _, open)) = tokio::join!(at(&alone, &["pause"]), at(&mute, &["pause"]));
@@ -116,7 +116,7 @@ async fn no_quorum_and_an_unknown_outcome_are_told_apart() {
 #[tokio::test]
 async fn the_next_endpoint_is_tried_and_the_request_takes_effect_once() {
     // INV-12.
-    let served = serve(DC1, RoleSource::Loopback).await;
+    let served = serve(DC1, RoleSource::Certificate).await;
     *served.fake.lose_answers.lock().unwrap() = 1;
     let (code, out, error) = trilithon(&["pause", "--endpoint", "127.0.0.1:1", "--endpoint", &served.address]).await;
     assert_eq!((code, out.as_str()), (0, "done paused: no automatic failover until `trilithon resume`\n"), "{error}");
@@ -125,7 +125,7 @@ async fn the_next_endpoint_is_tried_and_the_request_takes_effect_once() {
 
 #[tokio::test]
 async fn a_node_with_a_quorum_is_preferred() {
-    let (cut_off, whole) = (serve(NodeId(3), RoleSource::Loopback).await, serve(NodeId(2), RoleSource::Loopback).await);
+    let (cut_off, whole) = (serve(NodeId(3), RoleSource::Certificate).await, serve(NodeId(2), RoleSource::Certificate).await);
     *cut_off.fake.no_leader.lock().unwrap() = true;
     let (_, out, _) = trilithon(&["status", "-o", "json", "--endpoint", &cut_off.address, "--endpoint", &whole.address]).await;
     assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap()["answered_by"], "dc2");

@@ -165,7 +165,7 @@ impl LocalControl for Fake {
 }
 
 impl PeerDialer for Fake {
-    fn connect<'a>(&'a self, _address: &'a str) -> BoxFuture<'a, Result<Channel, String>> {
+    fn connect<'a>(&'a self, _name: &'a str, _address: &'a str) -> BoxFuture<'a, Result<Channel, String>> {
         Box::pin(async { Err("connection refused".to_owned()) })
     }
 }
@@ -220,6 +220,6 @@ pub async fn serve(me: NodeId, roles: RoleSource) -> Served {
         let server = tonic::transport::Server::builder().add_routes(routes);
         server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
     });
-    let client = AdminClient::new(GrpcDialer::default().connect(&address).await.unwrap());
+    let client = AdminClient::new(GrpcDialer::default().connect("dc1", &address).await.unwrap());
     Served { fake, client, address, _tasks: tasks }
 }

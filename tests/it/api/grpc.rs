@@ -24,7 +24,7 @@ fn id(n: u8) -> String {
 
 #[tokio::test]
 async fn questions_are_answered_by_any_node() {
-    let mut served = serve(NodeId(2), RoleSource::Loopback).await;
+    let mut served = serve(NodeId(2), RoleSource::Certificate).await;
     let status = served.client.status(StatusRequest {}).await.unwrap().into_inner().status.unwrap();
     assert_eq!((status.primary.as_deref(), status.answered_by.as_str(), status.writable), (Some("dc1"), "dc2", true));
     let version = served.client.version(VersionRequest {}).await.unwrap().into_inner();
@@ -38,7 +38,7 @@ async fn questions_are_answered_by_any_node() {
 #[tokio::test]
 async fn a_lost_answer_is_retried_and_takes_effect_once() {
     // INV-12.
-    let mut served = serve(NodeId(1), RoleSource::Loopback).await;
+    let mut served = serve(NodeId(1), RoleSource::Certificate).await;
     *served.fake.lose_answers.lock().unwrap() = 1;
     let before = served.fake.state.borrow().revision;
     let lines = drain(served.client.pause(PauseRequest { request_id: id(1), paused: true }).await.unwrap().into_inner()).await.unwrap();
@@ -52,7 +52,7 @@ async fn a_lost_answer_is_retried_and_takes_effect_once() {
 
 #[tokio::test]
 async fn a_switchover_waits_until_the_cluster_is_steady_again() {
-    let mut served = serve(NodeId(1), RoleSource::Loopback).await;
+    let mut served = serve(NodeId(1), RoleSource::Certificate).await;
     let request = SwitchoverRequest { request_id: id(3), to: Some("dc2".into()) };
     let mut stream = served.client.switchover(request).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap().unwrap().message, "switching over to dc2");
@@ -71,7 +71,7 @@ async fn a_switchover_waits_until_the_cluster_is_steady_again() {
 
 #[tokio::test]
 async fn refusals_carry_the_code_and_the_remedy() {
-    let mut served = serve(NodeId(1), RoleSource::Loopback).await;
+    let mut served = serve(NodeId(1), RoleSource::Certificate).await;
     let to = |name: &str| SwitchoverRequest { request_id: id(4), to: Some(name.into()) };
     let refused = drain(served.client.switchover(to("dc1")).await.unwrap().into_inner()).await.unwrap_err();
     assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, "dc1 is the primary already"));
@@ -92,7 +92,7 @@ async fn refusals_carry_the_code_and_the_remedy() {
 
 #[tokio::test]
 async fn callers_without_a_role_are_refused() {
-    let mut served = serve(NodeId(1), RoleSource::Certificate).await;
+    let mut served = serve(NodeId(1), RoleSource::Custom(Arc::new(|_| None))).await;
     assert_eq!(served.client.status(StatusRequest {}).await.unwrap_err().code(), Code::Unauthenticated);
     let mut reader = serve(NodeId(1), RoleSource::Custom(Arc::new(|_| Some(Role::Reader)))).await;
     reader.client.status(StatusRequest {}).await.unwrap();
@@ -102,7 +102,7 @@ async fn callers_without_a_role_are_refused() {
 
 #[tokio::test]
 async fn events_are_replayed_then_followed() {
-    let mut served = serve(NodeId(1), RoleSource::Loopback).await;
+    let mut served = serve(NodeId(1), RoleSource::Certificate).await;
     let mut live = served.client.events(EventsRequest { after_revision: None, no_follow: false }).await.unwrap().into_inner();
     drain(served.client.pause(PauseRequest { request_id: id(1), paused: true }).await.unwrap().into_inner()).await.unwrap();
     let event = tokio::time::timeout(Duration::from_secs(5), live.message()).await.unwrap().unwrap().unwrap();
@@ -115,8 +115,8 @@ async fn events_are_replayed_then_followed() {
 
 #[tokio::test]
 async fn health_and_reflection_are_served() {
-    let served = serve(NodeId(1), RoleSource::Loopback).await;
-    let channel = GrpcDialer::default().connect(&served.address).await.unwrap();
+    let served = serve(NodeId(1), RoleSource::Certificate).await;
+    let channel = GrpcDialer::default().connect("dc1", &served.address).await.unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
     let reply = health.check(tonic_health::pb::HealthCheckRequest { service: "trilithon.v1.Admin".into() }).await.unwrap();
     assert_eq!(reply.into_inner().status, tonic_health::pb::health_check_response::ServingStatus::Serving as i32);
