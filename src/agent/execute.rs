@@ -1,13 +1,12 @@
 //! Carries out one action against Postgres or consensus. Idempotent: repeated after any interruption it ends in the same place.
 
 use super::{LeaseCell, ViewSource};
-use crate::cluster::{ClusterState, Command, MemberKind, Phase, Proposal, Rejection, SyncRule};
+use crate::cluster::{ClusterState, Command, Phase, Proposal, Rejection};
 use crate::consensus::{Handle, ProposeError};
 use crate::ha::Action;
 use crate::postgres::{self, Instance};
 use crate::telemetry::Clock;
 use crate::types::{Epoch, NodeId, Revision};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,6 +14,16 @@ use thiserror::Error;
 
 /// Taking the lease is one round of consensus.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A walreceiver goes within 50 ms; one that waits for a conflicting query is killed after a quarter second.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Clean stop of a standby.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Shutdown checkpoint and shipping of the WAL, after which lagging walsenders are ended.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Standbys confirm within milliseconds; one attempt is given up in time for a newer rule.
+const RULE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A checkpoint writes every dirty page.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often a drain looks whether the proxies are empty.
 const DRAIN_POLL: Duration = Duration::from_millis(5);
 
@@ -75,25 +84,21 @@ pub async fn execute(deps: Deps, state: Arc<ClusterState>, action: Action) -> Re
     match action {
         // The loop does these itself, in order.
         Action::Promise { .. } | Action::ReleaseLease { .. } => {}
-        Action::Detach => pg.detach().await?,
+        Action::Detach => pg.detach(DETACH_TIMEOUT).await?,
         Action::Demote => pg.demote().await?,
         Action::AcquireLease { epoch } => acquire(&deps, &state, epoch).await?,
-        Action::InitDb => pg.initdb().await?,
-        Action::StartDetached => pg.start_detached().await?,
-        Action::Stop => pg.stop().await?,
-        Action::Follow { primary, epoch: _ } => {
-            pg.set_members(others(&state, deps.me)).await?;
-            pg.follow(upstream(&state, primary)?).await?;
-        }
-        Action::Clone { primary } => pg.clone_from(upstream(&state, primary)?).await?,
+        Action::InitDb => init_db(pg).await?,
+        Action::StartDetached => pg.start_detached(state.system).await?,
+        Action::Stop => pg.stop(STOP_TIMEOUT).await?,
+        Action::Follow { primary, epoch } => pg.follow(upstream(&state, primary, epoch)?, state.system).await?,
+        Action::Clone { primary } => pg.copy_from(&upstream(&state, primary, state.epoch)?, state.system).await?,
         Action::Rewind { primary } => rewind(&deps, &state, primary).await?,
-        Action::Promote { epoch: _, timeline, rule } => {
-            pg.set_members(others(&state, deps.me)).await?;
-            let claims = state.timelines.0.iter().map(|c| (c.timeline, c.settled)).collect();
-            pg.promote(timeline, &rule, claims).await?;
+        Action::Promote { epoch, timeline, rule } => {
+            pg.promote(epoch, timeline, &rule, Duration::from_millis(state.settings.promotion_timeout_ms)).await?;
         }
-        Action::ApplyRule { epoch: _, rule } => apply_rule(&deps, &state, &rule).await?,
-        Action::Prepare { request: _ } => pg.checkpoint().await?,
+        // INV-6: returns only once a marker write was acknowledged under `rule`.
+        Action::ApplyRule { epoch, rule } => pg.apply_rule(epoch, &rule, RULE_TIMEOUT).await?,
+        Action::Prepare { request: _ } => pg.prepare(CHECKPOINT_TIMEOUT).await?,
         Action::Drain => drain(&deps, &state).await?,
     }
     Ok(Done)
@@ -113,16 +118,18 @@ async fn acquire(deps: &Deps, state: &ClusterState, epoch: Epoch) -> Result<(), 
 }
 
 async fn rewind(deps: &Deps, state: &ClusterState, primary: NodeId) -> Result<(), ExecuteError> {
-    match deps.postgres.rewind(upstream(state, primary)?).await {
+    match deps.postgres.rewind(&upstream(state, primary, state.epoch)?, state.system).await {
         Err(error) if error.needs_clone() => Err(ExecuteError::CloneNeeded(error.to_string())),
         other => Ok(other?),
     }
 }
 
-/// INV-6: returns only once a marker write was acknowledged under `rule`.
-async fn apply_rule(deps: &Deps, state: &ClusterState, rule: &SyncRule) -> Result<(), ExecuteError> {
-    deps.postgres.set_members(others(state, deps.me)).await?;
-    Ok(deps.postgres.apply_rule(rule).await?)
+/// Initialises once: an attempt that broke off after initdb left a database, and the next step is to start it.
+async fn init_db(postgres: &Instance) -> Result<(), postgres::PostgresError> {
+    match postgres.init_db().await {
+        Err(postgres::PostgresError::AlreadyInitialised { .. }) => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 /// New transactions are held by every proxy that has seen the drain; those in flight end or are cancelled; then fast shutdown.
@@ -138,7 +145,7 @@ async fn drain(deps: &Deps, state: &ClusterState) -> Result<(), ExecuteError> {
         return Ok(());
     }
     deps.committed.store(true, Ordering::Release);
-    Ok(deps.postgres.drain().await?)
+    Ok(deps.postgres.drain(Duration::ZERO, SHUTDOWN_TIMEOUT).await?)
 }
 
 /// Every member that we hear has seen the drain and has nothing open on the primary.
@@ -148,12 +155,11 @@ fn proxies_empty(deps: &Deps, drain: Revision) -> bool {
     fresh.map(|seen| &seen.observation).all(|o| o.revision >= drain && o.proxy_in_flight == 0)
 }
 
-fn upstream(state: &ClusterState, node: NodeId) -> Result<postgres::Upstream, ExecuteError> {
-    let member = state.members.get(&node).filter(|m| !m.addresses.postgres.is_empty()).ok_or(ExecuteError::UnknownMember(node))?;
-    Ok(postgres::Upstream { node, address: member.addresses.postgres.clone() })
-}
-
-/// The other data members: each gets a replication slot here.
-fn others(state: &ClusterState, me: NodeId) -> BTreeSet<NodeId> {
-    state.members.iter().filter(|(n, m)| **n != me && m.kind == MemberKind::Data).map(|(n, _)| *n).collect()
+fn upstream(state: &ClusterState, node: NodeId, epoch: Epoch) -> Result<postgres::Upstream, ExecuteError> {
+    let address = state.members.get(&node).map(|m| m.addresses.postgres.as_str()).and_then(|a| a.rsplit_once(':'));
+    let (host, port) = address.ok_or(ExecuteError::UnknownMember(node))?;
+    let port = port.parse().map_err(|_| ExecuteError::UnknownMember(node))?;
+    // An IPv6 address is written in brackets where a port follows.
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    Ok(postgres::Upstream { node, epoch, host, port })
 }

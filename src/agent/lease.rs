@@ -50,9 +50,10 @@ impl LeaseCell {
             return;
         }
         inner.holder.renewed(epoch, sent, settings);
-        let until = inner.holder.deadline().map_or(0, |(_, deadline)| {
-            deadline.0.saturating_sub(u64::try_from(settings.fencing_margin().as_millis()).unwrap_or(u64::MAX))
-        });
+        let until = inner
+            .holder
+            .deadline()
+            .map_or(0, |(_, deadline)| deadline.0.saturating_sub(u64::try_from(settings.fencing_margin().as_millis()).unwrap_or(u64::MAX)));
         self.serve_until_ms.store(until, Ordering::Release);
         drop(inner);
         self.version.send_modify(|v| *v += 1);
@@ -155,11 +156,7 @@ impl LeaseKeeper {
 
     async fn renew_or_release(&self, epoch: Epoch, settings: &Settings) {
         let released = self.cell.is_released(epoch);
-        let command = if released {
-            Command::ReleaseLease { node: self.me, epoch }
-        } else {
-            Command::RenewLease { node: self.me, epoch }
-        };
+        let command = if released { Command::ReleaseLease { node: self.me, epoch } } else { Command::RenewLease { node: self.me, epoch } };
         // INV-9: the lease counts from before the renewal was sent.
         let sent = self.clock.now();
         let proposal = Proposal { expect: None, request: None, command };

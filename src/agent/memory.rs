@@ -51,7 +51,9 @@ impl Backoff {
         let kind = std::mem::discriminant(action);
         let count = self.failing.filter(|(known, _, _)| *known == kind).map_or(1, |(_, count, _)| count + 1);
         let pause = match action {
-            Action::Promise { .. } | Action::Demote | Action::Detach | Action::ReleaseLease { .. } | Action::AcquireLease { .. } => Self::URGENT_PAUSE,
+            Action::Promise { .. } | Action::Demote | Action::Detach | Action::ReleaseLease { .. } | Action::AcquireLease { .. } => {
+                Self::URGENT_PAUSE
+            }
             Action::InitDb
             | Action::StartDetached
             | Action::Follow { .. }

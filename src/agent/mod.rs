@@ -10,21 +10,21 @@
 //!
 //! Entry point: [`Agent`], wired by `node`.
 
-//mod controller;
-//mod execute;
-//mod lease;
-//mod marks;
-//mod memory;
-//mod observe;
-//mod probe;
-//mod promise;
-//mod turn;
-//mod view;
+mod controller;
+mod execute;
+mod lease;
+mod marks;
+mod memory;
+mod observe;
+mod probe;
+mod promise;
+mod turn;
+mod view;
 
-//pub use controller::{Controller, DecisionInfo};
-//pub use lease::{Fence, LeaseCell, LeaseKeeper};
-//pub use marks::Marks;
-//pub use probe::refusing;
-//pub use promise::{Promise, PromiseError};
-//pub use turn::{Agent, AgentError, Requests};
-//pub use view::ViewSource;
+pub use controller::{Controller, DecisionInfo};
+pub use lease::{Fence, LeaseCell, LeaseKeeper};
+pub use marks::Marks;
+pub use probe::refusing;
+pub use promise::{Promise, PromiseError};
+pub use turn::{Agent, AgentError, Requests};
+pub use view::ViewSource;

@@ -19,7 +19,9 @@ const FORMAT: u32 = 1;
 pub enum PromiseError {
     #[error("cannot {action} the promise {path}: {source}")]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("the promise {path} is damaged ({what}); if this node's disk was restored from an old copy, move its whole data directory aside and let it rejoin empty")]
+    #[error(
+        "the promise {path} is damaged ({what}); if this node's disk was restored from an old copy, move its whole data directory aside and let it rejoin empty"
+    )]
     Damaged { path: PathBuf, what: String },
     #[error("the promise never goes back: epoch {promised} is promised, {asked} was asked for")]
     Backwards { promised: Epoch, asked: Epoch },
@@ -75,7 +77,11 @@ impl Promise {
         }
         let disk = OnDisk { format: FORMAT, epoch, crc32c: checksum(epoch) };
         let text = serde_json::to_string(&disk).expect("three numbers always serialise");
-        write_durably(&self.path, text.as_bytes()).map_err(|source| PromiseError::Io { action: "write", path: self.path.clone(), source })?;
+        write_durably(&self.path, text.as_bytes()).map_err(|source| PromiseError::Io {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        })?;
         self.epoch = epoch;
         Ok(())
     }

@@ -7,7 +7,7 @@ use super::{LeaseCell, Promise, PromiseError, ViewSource};
 use crate::cluster::{ClusterState, Phase};
 use crate::consensus::Handle;
 use crate::ha::{Action, LocalState, NodeObservation, StepReason, Upstream, converge};
-use crate::postgres::Instance;
+use crate::postgres::{Instance, Postmaster};
 use crate::telemetry::Clock;
 use crate::types::NodeId;
 use std::collections::BTreeSet;
@@ -79,7 +79,7 @@ impl Agent {
     /// # Errors
     /// Where the promise cannot be kept.
     pub async fn run(mut self) -> Result<(), AgentError> {
-        let memory = Memory { following: self.postgres.configured_upstream(), ..Memory::default() };
+        let memory = Memory { following: self.postgres.following(), ..Memory::default() };
         let requests = std::mem::replace(&mut self.requests, mpsc::channel(1).1);
         Loop { agent: self, memory, flight: None, tasks: JoinSet::new(), last_reason: None }.run(requests).await
     }
@@ -116,14 +116,16 @@ impl Loop {
     }
 
     async fn observe(&mut self, s: &ClusterState, upstream: Option<Upstream>) -> LocalState {
-        let facts = self.agent.postgres.facts(|timeline| observe::writer(s, timeline)).await;
+        // Postgres's own configuration is the truth: a step that was broken off may have changed it.
+        self.memory.following = self.agent.postgres.following();
+        let facts = self.agent.postgres.facts(&|timeline| observe::writer(s, timeline)).await;
         let own = Own {
             me: self.agent.me,
             now: self.agent.clock.now(),
             promised: self.agent.promise.epoch(),
             lease: self.agent.lease.belief(&s.settings),
             released: self.agent.lease.is_released(s.epoch),
-            poisoned: self.agent.postgres.is_poisoned(),
+            poisoned: self.agent.postgres.poisoned(),
             adopt_existing: self.agent.adopt_existing,
         };
         observe::local_state(s, facts, own, &mut self.memory, upstream)
@@ -226,7 +228,7 @@ impl Loop {
                 if let execute::ExecuteError::CloneNeeded(why) = error {
                     self.memory.needs_clone = Some(why);
                 }
-                self.memory.following = self.agent.postgres.configured_upstream();
+                self.memory.following = self.agent.postgres.following();
             }
             Err(error) if error.is_cancelled() => {}
             Err(error) => tracing::error!(action = ?flight.action, %error, epoch = %s.epoch, "step panicked"),
@@ -267,7 +269,7 @@ struct Wake {
     states: watch::Receiver<Arc<ClusterState>>,
     observed: watch::Receiver<u64>,
     lease: watch::Receiver<u64>,
-    exits: watch::Receiver<u64>,
+    exits: watch::Receiver<Postmaster>,
     in_flight: watch::Receiver<u64>,
     refused: watch::Receiver<BTreeSet<NodeId>>,
     leaving: watch::Receiver<bool>,
@@ -279,7 +281,7 @@ impl Wake {
             states: agent.consensus.state(),
             observed: agent.view.subscribe(),
             lease: agent.lease.subscribe(),
-            exits: agent.postgres.exits(),
+            exits: agent.postgres.postmaster(),
             in_flight: agent.in_flight.clone(),
             refused: agent.refused.clone(),
             leaving: agent.leaving.clone(),

@@ -22,7 +22,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(120);
 impl Instance {
     /// Replaces the data directory by a base backup of `source`. Postgres must be down. Dropping the future ends the copy and leaves
     /// the old directory as it was. Afterwards the directory is stopped; it can be started detached or by `follow`.
-    pub async fn clone_from(&self, source: &Upstream, system: Option<SystemId>) -> Result<(), Error> {
+    pub async fn copy_from(&self, source: &Upstream, system: Option<SystemId>) -> Result<(), Error> {
         let _working = self.begin(Activity::Cloning { done: 0, total: 0 })?;
         if self.poisoned() {
             // What still runs there is a rewound server that never became consistent.

@@ -107,14 +107,10 @@ impl Error {
         )
     }
 
-    /// The reason why rewinding or following cannot help here and a copy must; `None` for everything that a retry may mend.
+    /// Rewinding or following cannot help here, a copy must; `false` for everything that a retry may mend.
     #[must_use]
-    pub fn needs_clone(&self) -> Option<String> {
-        match self {
-            Error::NeedsClone(why) => Some(why.clone()),
-            Error::Poisoned { .. } => Some(self.to_string()),
-            _ => None,
-        }
+    pub fn needs_clone(&self) -> bool {
+        matches!(self, Error::NeedsClone(_) | Error::Poisoned { .. })
     }
 }
 

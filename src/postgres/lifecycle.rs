@@ -15,6 +15,7 @@ use super::{conf, history};
 use crate::types::SystemId;
 use rustix::process::Signal;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 /// How long a start is watched before it is left to go on by itself: a longer crash recovery shows up in the facts as starting.
@@ -136,12 +137,12 @@ impl Instance {
     pub(super) async fn signal_and_wait(&self, signal: Signal, limit: Duration) -> Result<(), Error> {
         let mut exits = self.supervisor.subscribe();
         self.supervisor.send(signal);
-        let gone = async {
-            let _ = exits.wait_for(|p| !matches!(p, Postmaster::Running { .. })).await;
+        let left = async {
+            gone(&mut exits).await;
             self.await_leftovers().await;
             Ok(())
         };
-        let stopped = within(limit, "shutdown", gone).await;
+        let stopped = within(limit, "shutdown", left).await;
         if stopped.is_err() {
             self.kill_all().await?;
         }
@@ -201,7 +202,7 @@ impl Instance {
         let senders = self.walsender_pids().await;
         let mut exits = self.supervisor.subscribe();
         self.supervisor.send(Signal::INT);
-        let exited = tokio::time::timeout(limit, exits.wait_for(|p| !matches!(p, Postmaster::Running { .. }))).await;
+        let exited = tokio::time::timeout(limit, gone(&mut exits)).await;
         if exited.is_err() {
             // A walsender whose receiver hangs keeps the shutdown waiting for ever.
             senders.iter().for_each(|pid| procfs::signal(*pid, Signal::TERM));
@@ -225,4 +226,10 @@ impl Instance {
     pub(super) fn sync_names(&self) -> SyncNames {
         lock(&self.model).intent.sync.clone()
     }
+}
+
+/// Until no postmaster runs.
+async fn gone(exits: &mut watch::Receiver<Postmaster>) {
+    // The sender lives as long as the instance.
+    let _ = exits.wait_for(|p| !matches!(p, Postmaster::Running { .. })).await.map(|state| *state);
 }

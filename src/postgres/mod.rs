@@ -34,7 +34,7 @@ mod tool;
 mod user;
 
 pub use conf::{Drift, PROTECTED, REPLICATION_ROLE, SUPERUSER, Upstream, is_protected};
-pub use error::Error;
+pub use error::Error as PostgresError;
 pub use install::Install;
 pub use instance::{Activity, Instance, InstanceConfig};
 pub use process::{Emergency, Postmaster};

@@ -1,8 +1,8 @@
 //! Replication slots: one per other member, on every member, so that whoever is promoted still has the WAL that the others need.
 
-use super::conf::{application_name, node_of};
+use super::conf::{Drift, application_name, node_of};
 use super::error::Error;
-use super::instance::{Instance, QUERY_LIMIT};
+use super::instance::{Activity, Instance, QUERY_LIMIT};
 use super::process::lock;
 use crate::types::{Lsn, NodeId};
 use std::collections::BTreeMap;
@@ -16,6 +16,19 @@ struct Slot {
 }
 
 impl Instance {
+    /// The regular upkeep, for each tick: restores protected settings (what was found changed is returned), keeps the slots of
+    /// `members` (each with the end of its flushed WAL, where known) and the length of the log. Does nothing while an action runs.
+    pub async fn tend(&self, members: &BTreeMap<NodeId, Option<Lsn>>) -> Result<Vec<Drift>, Error> {
+        if *self.activity.borrow() != Activity::Idle {
+            return Ok(Vec::new());
+        }
+        let drift = self.drift().await?;
+        if self.supervisor.pid().is_some() {
+            self.sync_slots(members).await?;
+        }
+        Ok(drift)
+    }
+
     /// One slot for each of `members` (with the end of its flushed WAL, where known), none for former members. On a standby, where
     /// nobody moves them, they are advanced; a slot that was invalidated is made anew.
     pub async fn sync_slots(&self, members: &BTreeMap<NodeId, Option<Lsn>>) -> Result<(), Error> {

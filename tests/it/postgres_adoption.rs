@@ -3,7 +3,7 @@
 
 use crate::postgres_rig::{LIMIT, Server, as_owner};
 use trilithon::ha::PostgresState;
-use trilithon::postgres::Error;
+use trilithon::postgres::PostgresError as Error;
 use trilithon::types::{Epoch, Timeline};
 
 /// What an administrator's own initdb leaves, with settings of theirs.

@@ -5,7 +5,7 @@ use crate::postgres_rig::{LIMIT, Server, processes_below, try_sql};
 use rustix::process::{Pid, Signal, kill_process};
 use std::time::{Duration, Instant};
 use trilithon::ha::{PostgresState, Role};
-use trilithon::postgres::{Error, Postmaster};
+use trilithon::postgres::{PostgresError as Error, Postmaster};
 use trilithon::types::{Epoch, Timeline};
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 use crate::postgres_rig::{Server, bin_dir, free_port, temp_dir};
 use std::collections::BTreeMap;
 use std::path::Path;
-use trilithon::postgres::{Error, Instance, InstanceConfig};
+use trilithon::postgres::{Instance, InstanceConfig, PostgresError as Error};
 use trilithon::telemetry::Clock;
 use trilithon::types::{NodeId, SystemId};
 
@@ -79,7 +79,7 @@ async fn another_system_is_neither_started_nor_copied_nor_initialised_again() {
     assert!(matches!(server.instance.start_detached(Some(other)).await, Err(Error::StillRunning)));
     let joiner = Server::empty(2).await;
     joiner.instance.set_secrets(server.secrets()).await.unwrap();
-    let refused = joiner.instance.clone_from(&server.upstream(2), Some(other)).await;
+    let refused = joiner.instance.copy_from(&server.upstream(2), Some(other)).await;
     assert!(matches!(refused, Err(Error::OtherSystem { expected, .. }) if expected == other));
     server.instance.demote().await.unwrap();
     assert!(matches!(server.instance.start_detached(Some(other)).await, Err(Error::OtherSystem { .. })));

@@ -5,7 +5,7 @@ use crate::postgres_rig::{LIMIT, Server, processes_below, try_sql, until};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use trilithon::ha::{PostgresState, Role};
-use trilithon::postgres::Error;
+use trilithon::postgres::PostgresError as Error;
 use trilithon::types::{Epoch, NodeId, Timeline};
 
 /// Commits `text` on `primary`; with a rule in force it returns once that is confirmed.
@@ -157,7 +157,7 @@ async fn a_killed_rewind_poisons_the_directory_until_it_is_copied_anew() {
     until("the tool is killed with its caller", || async { processes_below(old.dir.path()).is_empty() }).await;
     assert!(matches!(old.instance.start_detached(None).await, Err(Error::Poisoned { .. })));
     assert!(matches!(old.instance.rewind(&winner.upstream(4), None).await, Err(Error::Poisoned { .. })));
-    old.instance.clone_from(&winner.upstream(4), None).await.unwrap();
+    old.instance.copy_from(&winner.upstream(4), None).await.unwrap();
     assert!(!old.instance.poisoned());
     old.instance.follow(winner.upstream(4), None).await.unwrap();
     until_reads(&old, "a").await;

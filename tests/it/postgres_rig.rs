@@ -143,7 +143,7 @@ impl Server {
     pub async fn standby(node: u64, primary: &Server) -> Server {
         let server = Server::empty(node).await;
         server.instance.set_secrets(primary.secrets()).await.unwrap();
-        server.instance.clone_from(&primary.upstream(2), None).await.unwrap();
+        server.instance.copy_from(&primary.upstream(2), None).await.unwrap();
         server.instance.follow(primary.upstream(2), None).await.unwrap();
         server.until("streams", |f| f.streaming_from == Some(primary.node)).await;
         server

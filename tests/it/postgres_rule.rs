@@ -4,7 +4,7 @@
 use crate::postgres_rig::{LIMIT, Server, try_sql, until};
 use std::time::{Duration, Instant};
 use trilithon::ha::Role;
-use trilithon::postgres::Error;
+use trilithon::postgres::PostgresError as Error;
 use trilithon::types::{Epoch, NodeId, Timeline};
 
 const SHORT: Duration = Duration::from_millis(1500);
