@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 
-/// Taking the lease is one round of consensus.
+/// Taking the lease, or agreeing on passwords, is one round of consensus.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A walreceiver goes within 50 ms; one that waits for a conflicting query is killed after a quarter second.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -50,8 +50,12 @@ pub enum ExecuteError {
     Postgres(#[from] postgres::PostgresError),
     #[error("the lease was not taken: {0}")]
     LeaseRefused(Rejection),
-    #[error("the lease was not taken: {0}")]
+    #[error("consensus did not answer: {0}")]
     NoConsensus(#[from] ProposeError),
+    #[error("the passwords of the new cluster were refused: {0}")]
+    SecretsRefused(Rejection),
+    #[error("the passwords of the new cluster were not agreed on within {} ms", LEASE_TIMEOUT.as_millis())]
+    SecretsTimeout,
     #[error("the lease was not taken within {} ms", LEASE_TIMEOUT.as_millis())]
     LeaseTimeout,
     #[error("{0} is not a member with an address")]
@@ -69,6 +73,8 @@ impl ExecuteError {
             ExecuteError::LeaseRefused(_)
             | ExecuteError::NoConsensus(_)
             | ExecuteError::LeaseTimeout
+            | ExecuteError::SecretsRefused(_)
+            | ExecuteError::SecretsTimeout
             | ExecuteError::UnknownMember(_)
             | ExecuteError::CloneNeeded(_) => false,
         }
@@ -87,8 +93,8 @@ pub async fn execute(deps: Deps, state: Arc<ClusterState>, action: Action) -> Re
         Action::Detach => pg.detach(DETACH_TIMEOUT).await?,
         Action::Demote => pg.demote().await?,
         Action::AcquireLease { epoch } => acquire(&deps, &state, epoch).await?,
-        Action::InitDb => init_db(pg).await?,
-        Action::StartDetached => pg.start_detached(state.system).await?,
+        Action::InitDb => init_db(&deps, &state).await?,
+        Action::StartDetached => start_detached(&deps, &state).await?,
         Action::Stop => pg.stop(STOP_TIMEOUT).await?,
         Action::Follow { primary, epoch } => pg.follow(upstream(&state, primary, epoch)?, state.system).await?,
         Action::Clone { primary } => pg.copy_from(&upstream(&state, primary, state.epoch)?, state.system).await?,
@@ -125,11 +131,33 @@ async fn rewind(deps: &Deps, state: &ClusterState, primary: NodeId) -> Result<()
 }
 
 /// Initialises once: an attempt that broke off after initdb left a database, and the next step is to start it.
-async fn init_db(postgres: &Instance) -> Result<(), postgres::PostgresError> {
-    match postgres.init_db().await {
+async fn init_db(deps: &Deps, state: &ClusterState) -> Result<(), ExecuteError> {
+    agree_on_secrets(deps, state).await?;
+    match deps.postgres.init_db().await {
         Err(postgres::PostgresError::AlreadyInitialised { .. }) => Ok(()),
-        other => other.map(drop),
+        other => Ok(other.map(drop)?),
     }
+}
+
+/// A member that bootstraps makes sure that the roles and passwords of the cluster are in its database, also in one that existed.
+async fn start_detached(deps: &Deps, state: &ClusterState) -> Result<(), ExecuteError> {
+    if state.phase == (Phase::Bootstrapping { node: deps.me }) {
+        agree_on_secrets(deps, state).await?;
+        deps.postgres.adopt_directory().await?;
+    }
+    Ok(deps.postgres.start_detached(state.system).await?)
+}
+
+/// The passwords are part of the replicated state before any database knows them: whoever takes over finds them there.
+async fn agree_on_secrets(deps: &Deps, state: &ClusterState) -> Result<(), ExecuteError> {
+    if let Some(agreed) = &state.secrets {
+        return Ok(deps.postgres.set_secrets(agreed.clone()).await?);
+    }
+    let secrets = deps.postgres.secrets().unwrap_or_else(postgres::generate_secrets);
+    let proposal = Proposal { expect: None, request: None, command: Command::SetSecrets { secrets: secrets.clone() } };
+    let answer = tokio::time::timeout(LEASE_TIMEOUT, deps.consensus.propose(proposal)).await.map_err(|_| ExecuteError::SecretsTimeout)?;
+    answer?.map_err(ExecuteError::SecretsRefused)?;
+    Ok(deps.postgres.set_secrets(secrets).await?)
 }
 
 /// New transactions are held by every proxy that has seen the drain; those in flight end or are cancelled; then fast shutdown.

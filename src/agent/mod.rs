@@ -19,6 +19,7 @@ mod observe;
 mod probe;
 mod promise;
 mod turn;
+mod upkeep;
 mod view;
 
 pub use controller::{Controller, DecisionInfo};

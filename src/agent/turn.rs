@@ -3,6 +3,7 @@
 use super::execute::{self, Deps, Done};
 use super::memory::Memory;
 use super::observe::{self, Own};
+use super::upkeep::Upkeep;
 use super::{LeaseCell, Promise, PromiseError, ViewSource};
 use crate::cluster::{ClusterState, Phase};
 use crate::consensus::Handle;
@@ -71,6 +72,7 @@ struct Loop {
     flight: Option<Flight>,
     tasks: JoinSet<Result<Done, execute::ExecuteError>>,
     last_reason: Option<StepReason>,
+    upkeep: Upkeep,
 }
 
 impl Agent {
@@ -81,7 +83,7 @@ impl Agent {
     pub async fn run(mut self) -> Result<(), AgentError> {
         let memory = Memory { following: self.postgres.following(), ..Memory::default() };
         let requests = std::mem::replace(&mut self.requests, mpsc::channel(1).1);
-        Loop { agent: self, memory, flight: None, tasks: JoinSet::new(), last_reason: None }.run(requests).await
+        Loop { agent: self, memory, flight: None, tasks: JoinSet::new(), last_reason: None, upkeep: Upkeep::default() }.run(requests).await
     }
 }
 
@@ -91,7 +93,11 @@ impl Loop {
         while !self.agent.stop.is_cancelled() {
             let state = wake.states.borrow_and_update().clone();
             let now = self.agent.clock.now();
-            let upstream = observe::upstream(&state, &self.agent.view.view(now));
+            let view = self.agent.view.view(now);
+            let upstream = observe::upstream(&state, &view);
+            if self.upkeep.turn(&self.agent.postgres, &state, self.agent.me, &view) {
+                self.memory.settled = None;
+            }
             let local = self.observe(&state, upstream.clone()).await;
             let step = converge(&state, &local);
             self.tell(&state, &local, &step.reason);
