@@ -25,8 +25,8 @@ demo: setup ## three datacenters on this machine, until Ctrl-C
 	@"$${CARGO_TARGET_DIR:-target}/release/trilithon" demo $(ARGS)
 
 test: setup ## every test
-	cargo test --workspace --locked -- --skip failover
-	cargo test --locked --test it failover -- --test-threads=1
+	cargo test --workspace --locked -- --skip failover::
+	cargo test --locked --test it failover:: -- --test-threads=1
 
 lint: setup ## format, clippy, documentation, licences and duplicates (with cargo-deny where it is installed)
 	cargo fmt --all --check
@@ -49,10 +49,10 @@ docs: setup ## the documentation of the code, in target/doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 sim: setup ## the simulator for longer (HOURS=20000)
-	TRILITHON_SIM_HOURS=$(HOURS) cargo test --locked --test it sim:: -- --nocapture
+	TRILITHON_SIM_HOURS=$(HOURS) cargo test --locked --test it sim::run -- --nocapture
 
 mutants: setup ## seeded bugs, and how soon the suite catches each
-	TRILITHON_MUTANTS=table cargo test --locked --test it mutants -- --nocapture
+	cargo test --locked --test it sim::mutants -- --nocapture
 
 test-versions: setup ## tests against other versions of PostgreSQL (VERSIONS="16 18")
 	bash scripts/test-versions.sh $(VERSIONS)

@@ -23,6 +23,7 @@ for version in "$@"; do
   [ -x "$bin/postgres" ] || install "$version"
   [ -x "$bin/postgres" ] || { echo "test-versions: no PostgreSQL $version in $bin" >&2; exit 1; }
   echo "== $("$bin/postgres" --version)"
-  TRILITHON_POSTGRES__BIN_DIR="$bin" cargo test --locked --test it -- --skip failover --skip sim:: --skip tidy
-  TRILITHON_POSTGRES__BIN_DIR="$bin" cargo test --locked --test it failover -- --test-threads=1
+  export TRILITHON_TEST_PG_BIN="$bin" TRILITHON_POSTGRES__BIN_DIR="$bin"
+  cargo test --locked --test it postgres
+  cargo test --locked --test it failover:: -- --test-threads=1
 done
