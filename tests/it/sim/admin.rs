@@ -30,7 +30,7 @@ impl World {
     /// A new request of an administrator.
     pub fn order(&mut self, command: Command) {
         let request = RequestId(u128::from(self.fresh_id()));
-        let text = self.trace.lines.is_some().then(|| format!("administrator: {command:?}")).unwrap_or_default();
+        let text = format!("administrator: {}", super::text::command(&command));
         self.note(11, || text);
         self.oracle.disturbed_at = self.now;
         self.oracle.healthy_since = None;
@@ -72,7 +72,7 @@ impl World {
         if up.is_empty() {
             return;
         }
-        let slot = if self.cfg.scripted { up[0] } else { self.rng.pick(&up) };
+        let slot = if self.cfg.scripted { self.raft.leader.unwrap_or(up[0]) } else { self.rng.pick(&up) };
         let expect = Some(self.nodes[slot].agent.state.revision);
         self.propose(slot, Proposal { expect, request: Some(request), command });
     }

@@ -5,7 +5,7 @@ use super::node::{Agent, Proc, Replacing, Running, Slot};
 use super::world::{Event, World};
 use std::collections::BTreeMap;
 use trilithon::cluster::{Command, MemberKind, Outcome, Phase, Proposal};
-use trilithon::ha::{Action, LocalState, NodeObservation, PostgresFacts, PostgresState, Role, Seen, StandbyView, Upstream};
+use trilithon::ha::{Action, LeaseBelief, LocalState, NodeObservation, PostgresFacts, PostgresState, Role, Seen, StandbyView, Upstream};
 use trilithon::types::{Epoch, Lsn, Millis, WalPosition};
 
 /// Postgres that does not answer for this long is unknown, and hung after the second bound.
@@ -24,7 +24,8 @@ impl World {
         let snapshot = agent.snapshot.clone();
         // The applied index on disk lies anywhere between the snapshot and where the process was.
         let known = agent.applied.min(log);
-        let replay_to = snapshot.0 + (forgot % ((known - snapshot.0) as u64 + 1)) as usize;
+        let forgotten = if self.cfg.scripted { 0 } else { forgot % ((known - snapshot.0) as u64 + 1) };
+        let replay_to = known - forgotten as usize;
         let lease = agent.holder;
         let gen_ = agent.gen_ + 1;
         *agent = Agent {
@@ -71,19 +72,25 @@ impl World {
         self.schedule_apply(slot);
         self.schedule_fence(slot, every);
         self.give_up_start(slot);
+        self.give_up_connections(slot);
         self.step_and_tell(slot, true);
         self.check_serving(slot);
     }
 
-    /// The lease's own timer: it waits for nothing and looks at nothing but the belief.
+    /// The lease's own timer: it looks at nothing but the state, the belief, and whether the lease is being given back.
     fn renew(&mut self, slot: Slot) {
+        let me = self.nodes[slot].id;
+        let late = self.core.renews_after_release();
         let agent = &self.nodes[slot].agent;
-        let Some((epoch, _)) = agent.holder.deadline() else { return };
-        if (agent.released && !self.core.renews_after_release()) || epoch != agent.state.epoch {
-            return;
-        }
-        let node = self.nodes[slot].id;
-        self.propose(slot, Proposal { expect: None, request: None, command: Command::RenewLease { node, epoch } });
+        let believed = agent.holder.deadline().filter(|_| late).map(|(epoch, _)| epoch);
+        let lease = agent.state.lease;
+        let held = (lease.holder == Some(me) && lease.epoch == agent.state.epoch).then_some(lease.epoch).or(believed);
+        let Some(epoch) = held else { return };
+        let command = match agent.released == Some(epoch) && !late {
+            true => Command::ReleaseLease { node: me, epoch },
+            false => Command::RenewLease { node: me, epoch },
+        };
+        self.propose(slot, Proposal { expect: None, request: None, command });
     }
 
     /// Wake exactly when the fencing margin begins.
@@ -114,6 +121,7 @@ impl World {
     }
 
     fn step_and_tell(&mut self, slot: Slot, heartbeat: bool) {
+        self.fence_if_ending(slot);
         self.abandon_copy(slot);
         let local = self.observe(slot);
         let (running, stage) = self.nodes[slot].agent.action.as_ref().map(|r| (r.action.clone(), r.stage)).unzip();
@@ -157,6 +165,22 @@ impl World {
         }
     }
 
+    /// The lease's own thread ends a primary within the fencing margin, whatever the agent's loop does, and gives the lease back.
+    fn fence_if_ending(&mut self, slot: Slot) {
+        let node = &self.nodes[slot];
+        let belief = self.core.belief(&node.agent.holder, node.clock(self.now), &node.agent.state.settings);
+        if let LeaseBelief::Ending { epoch } = belief {
+            if node.pg.runs_as_primary() {
+                let line = format!("{}: lease ends unrenewed, fencing the local primary", node.name);
+                self.note(slot as u64, || line);
+                self.crash_postgres(slot);
+            }
+            let agent = &mut self.nodes[slot].agent;
+            agent.released = Some(epoch);
+            agent.holder.drop_belief();
+        }
+    }
+
     /// What this node sees of itself.
     pub fn observe(&mut self, slot: Slot) -> LocalState {
         let frozen_for = self.nodes[slot].pg.frozen.map_or(0, |since| self.now - since);
@@ -165,8 +189,8 @@ impl World {
         let clock = node.clock(self.now);
         let agent = &mut node.agent;
         agent.last_role = postgres.role;
+        let lease = self.core.belief(&agent.holder, clock, &agent.state.settings);
         let data = node.pg.data.as_ref();
-        let settings = &agent.state.settings;
         let is_primary = postgres.role == Some(Role::Primary);
         LocalState {
             me: node.id,
@@ -174,8 +198,8 @@ impl World {
             following: data.and_then(|d| d.following),
             primary_of: data.and_then(|d| d.primary_of).filter(|_| is_primary),
             settled: agent.settled.clone().filter(|_| is_primary),
-            lease: self.core.belief(&agent.holder, clock, settings),
-            released: agent.released,
+            lease,
+            released: agent.released == Some(agent.state.epoch),
             gave_up: agent.gave_up,
             poisoned: node.pg.poisoned && !self.core.starts_poisoned(),
             needs_clone: agent.needs_clone.clone(),
@@ -353,13 +377,12 @@ impl World {
         }
         let answers_action = agent.action.as_ref().is_some_and(|r: &Running| r.token == id);
         match (&flight.proposal.command, outcome.is_ok()) {
-            (Command::RenewLease { epoch, .. } | Command::AcquireLease { epoch, .. }, true) if !agent.released => {
+            (Command::RenewLease { epoch, .. } | Command::AcquireLease { epoch, .. }, true) if agent.released != Some(*epoch) => {
                 agent.holder.renewed(*epoch, sent, &agent.state.settings);
             }
             (Command::RenewLease { epoch, .. }, false) if agent.holder.deadline().is_some_and(|(e, _)| e == *epoch) => {
                 agent.holder.drop_belief();
             }
-            (Command::ReleaseLease { .. }, _) if !self.core.renews_after_release() => agent.holder.drop_belief(),
             (_, _) => {}
         }
         if answers_action {

@@ -17,18 +17,10 @@ impl World {
         let text = self.trace.lines.is_some().then(|| format!("{name}: -> {action:?}")).unwrap_or_default();
         self.note(7, || text);
         self.check_action(slot, &action);
-        let me = self.nodes[slot].id;
-        let command = match &action {
-            Action::AcquireLease { epoch } => Some(Command::AcquireLease { node: me, epoch: *epoch }),
-            Action::ReleaseLease { epoch } => Some(Command::ReleaseLease { node: me, epoch: *epoch }),
-            _local => None,
-        };
-        let token = match command {
-            Some(command) => {
-                self.nodes[slot].agent.released = matches!(command, Command::ReleaseLease { .. });
-                self.propose(slot, Proposal { expect: None, request: None, command })
-            }
-            None => self.fresh_id(),
+        let token = match &action {
+            Action::ReleaseLease { epoch } => return self.give_back(slot, *epoch),
+            Action::AcquireLease { epoch } => self.acquire(slot, *epoch),
+            _local => self.fresh_id(),
         };
         let took = self.duration(slot, &action);
         let replacing = match &action {
@@ -62,13 +54,33 @@ impl World {
         self.after(took, Event::ActionDone { slot, token });
     }
 
+    /// From now on the lease's timer asks for the release until it is answered; the belief ends at once.
+    fn give_back(&mut self, slot: Slot, epoch: Epoch) {
+        let node = self.nodes[slot].id;
+        self.nodes[slot].agent.released = Some(epoch);
+        if !self.core.renews_after_release() {
+            self.nodes[slot].agent.holder.drop_belief();
+        }
+        self.propose(slot, Proposal { expect: None, request: None, command: Command::ReleaseLease { node, epoch } });
+        self.wake(slot, 1);
+    }
+
+    /// A lease that the state gives us already, from before a restart or a lost answer, is renewed.
+    fn acquire(&mut self, slot: Slot, epoch: Epoch) -> u64 {
+        let node = self.nodes[slot].id;
+        let lease = self.nodes[slot].agent.state.lease;
+        let held = lease.holder == Some(node) && lease.epoch == epoch;
+        let command = if held { Command::RenewLease { node, epoch } } else { Command::AcquireLease { node, epoch } };
+        self.propose(slot, Proposal { expect: None, request: None, command })
+    }
+
     fn duration(&mut self, slot: Slot, action: &Action) -> u64 {
         let slow = self.unlucky(20);
         let base = match action {
             Action::Promise { .. } => self.took(2, 20),
             Action::Detach => self.took(20, 100),
             Action::Demote => self.took(20, 200),
-            Action::AcquireLease { .. } | Action::ReleaseLease { .. } => return 2_000,
+            Action::AcquireLease { .. } | Action::ReleaseLease { .. } => return 1_500,
             Action::InitDb => self.took(800, 3_000),
             Action::StartDetached | Action::Follow { .. } => self.took(10, 80),
             Action::Stop => self.took(100, 1_000),
@@ -124,13 +136,7 @@ impl World {
                 self.crash_postgres(slot);
                 true
             }
-            Action::AcquireLease { .. } => self.failed(slot),
-            Action::ReleaseLease { .. } => {
-                let agent = &mut self.nodes[slot].agent;
-                agent.holder.drop_belief();
-                agent.released = false;
-                self.failed(slot)
-            }
+            Action::AcquireLease { .. } | Action::ReleaseLease { .. } => self.failed(slot),
             // A shutdown goes on when Postgres wakes, or is cut short.
             Action::Drain if stuck && self.now - running.since < 30_000 => {
                 self.after(500, Event::ActionDone { slot, token: running.token });
@@ -168,7 +174,6 @@ impl World {
         if persists {
             agent.disk_promise = agent.promised;
         }
-        agent.released = false;
         agent.gave_up = None;
         agent.promote_failures = 0;
         true

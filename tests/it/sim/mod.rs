@@ -23,6 +23,7 @@ pub mod raft;
 pub mod rng;
 pub mod run;
 pub mod stream;
+pub mod text;
 pub mod trace;
 pub mod wal;
 pub mod world;

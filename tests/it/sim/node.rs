@@ -48,6 +48,8 @@ pub struct Sender {
     pub flushed: u64,
     pub sent: u64,
     pub in_flight: bool,
+    /// When the standby was last reachable.
+    pub heard: Time,
     /// The rule that this walsender has loaded; it releases waiting commits by it.
     pub rule: Option<SyncRule>,
 }
@@ -81,6 +83,8 @@ pub struct Postgres {
     pub senders: Vec<Sender>,
     /// The WAL receiver's connection: upstream and connection id.
     pub receiver: Option<(Slot, u64)>,
+    /// When its upstream was last reachable.
+    pub heard: Time,
     pub replayed: u64,
 }
 
@@ -129,7 +133,8 @@ pub struct Agent {
     pub view: View,
     pub settled: Option<(Epoch, SyncRule)>,
     pub prepared: Option<RequestId>,
-    pub released: bool,
+    /// The lease of this epoch is being given back.
+    pub released: Option<Epoch>,
     pub gave_up: Option<Epoch>,
     pub needs_clone: Option<String>,
     pub drain_committed: Option<Epoch>,
@@ -205,6 +210,7 @@ impl Node {
                 pending: VecDeque::new(),
                 senders: Vec::new(),
                 receiver: None,
+                heard: 0,
                 replayed: 0,
             },
         }
@@ -254,7 +260,7 @@ impl Agent {
             view: View::default(),
             settled: None,
             prepared: None,
-            released: false,
+            released: None,
             gave_up: None,
             needs_clone: None,
             drain_committed: None,

@@ -85,6 +85,10 @@ impl World {
         self.oracle.acks += 1;
         self.trace.mix(end.lsn);
         let epoch = self.wal.branch(end).writer;
+        if self.cfg.scripted {
+            let line = format!("client: {} acknowledges a write in epoch {epoch}", self.name(slot));
+            self.trace.note(self.now, || line);
+        }
         let newer = self.oracle.first_ack.range(epoch.next()..).next().map(|(e, t)| (*e, *t));
         // Alone and with a stopped agent, only the lease could speak, and nobody is there to hear it, nor within the moment of waking.
         let node = &self.nodes[slot];
@@ -187,7 +191,12 @@ impl World {
             Command::SettleRule { rule, .. } => self.judge_settled(before, rule),
             Command::AcquireLease { node, .. } => self.judge_acquisition(*node),
             Command::ReleaseLease { node, .. } => {
-                let serving = self.slot_of.get(node).is_some_and(|s| self.nodes[*s].pg.runs_as_primary());
+                // A promotion that was under way when the lease ended is undone at once; sealing covers that moment.
+                let stopping = |s: &Slot| {
+                    let action = self.nodes[*s].agent.action.as_ref().map(|r| &r.action);
+                    matches!(action, Some(Action::Demote | Action::Promote { .. })) || self.oracle.newest.1 + 1_000 > self.now
+                };
+                let serving = self.slot_of.get(node).is_some_and(|s| self.nodes[*s].pg.runs_as_primary() && !stopping(s));
                 if serving && !self.cfg.unseen_pauses {
                     self.violate("INV-9", || format!("{node} gave its lease back while it serves"));
                 }
@@ -216,7 +225,7 @@ impl World {
         let node = &self.nodes[slot];
         let clock = node.clock(self.now);
         let held = node.agent.up && node.agent.holder.deadline().is_some_and(|(e, until)| e == before.lease.epoch && until > clock);
-        if held && !node.agent.released && !self.cfg.unseen_pauses {
+        if held && node.agent.released != Some(before.lease.epoch) && !self.cfg.unseen_pauses {
             let waited = self.now - self.oracle.renewed_at;
             self.violate("INV-9", || format!("slot {slot} holds its lease, renewed {waited} ms ago, and it is called expired"));
         }
@@ -290,7 +299,7 @@ impl World {
         let now = self.now;
         let alive = self.nodes.iter().filter(|n| n.id != node && n.powered && n.agent.up && n.agent.frozen.is_none()).find(|n| {
             let runs = n.agent.holder.deadline().is_some_and(|(_, until)| until > n.clock(now));
-            runs && !n.agent.released && n.pg.runs_as_primary()
+            runs && n.agent.released.is_none() && n.pg.runs_as_primary()
         });
         if let Some(other) = alive.map(|n| n.name.clone()) {
             self.violate("INV-9", || format!("{node} took the lease while that of {other} still ran"));

@@ -145,7 +145,8 @@ impl World {
         self.trace.mix(self.raft.log.len() as u64);
         self.trace.mix(u64::from(outcome.is_ok()));
         if self.trace.lines.is_some() && !matches!(entry.proposal.command, Command::RenewLease { .. }) {
-            let line = format!("log {} {:?} -> {:?}", self.raft.log.len(), entry.proposal.command, outcome);
+            let verdict = outcome.as_ref().err().map(|why| format!(" (refused: {why})")).unwrap_or_default();
+            let line = format!("log: {}{verdict}", super::text::command(&entry.proposal.command));
             self.trace.note(self.now, || line);
         }
         self.raft.log.push(entry.proposal.clone());

@@ -100,6 +100,40 @@ impl World {
         }
     }
 
+    /// wal_sender_timeout and wal_receiver_timeout.
+    pub fn give_up_connections(&mut self, slot: Slot) {
+        const SILENCE: u64 = 10_000;
+        if self.nodes[slot].pg.frozen.is_some() {
+            return;
+        }
+        let now = self.now;
+        let mut gone = Vec::new();
+        for index in 0..self.nodes[slot].pg.senders.len() {
+            let standby = self.nodes[slot].pg.senders[index].standby;
+            let reached = self.net.both(Plane::Postgres, slot, standby) && self.nodes[standby].pg_runs();
+            let theirs = self.nodes[standby].pg.receiver;
+            let sender = &mut self.nodes[slot].pg.senders[index];
+            if reached && theirs != Some((slot, sender.conn)) {
+                gone.push(sender.conn);
+            } else if reached {
+                sender.heard = now;
+            } else if now - sender.heard > SILENCE {
+                gone.push(sender.conn);
+            }
+        }
+        gone.into_iter().for_each(|conn| self.sender_gone(slot, conn));
+        let Some((up, conn)) = self.nodes[slot].pg.receiver else { return };
+        let known = self.nodes[up].pg.senders.iter().any(|s| s.conn == conn);
+        if self.net.both(Plane::Postgres, slot, up) && self.nodes[up].pg_runs() {
+            self.nodes[slot].pg.heard = now;
+            if !known {
+                self.receiver_gone(slot, conn);
+            }
+        } else if now - self.nodes[slot].pg.heard > SILENCE {
+            self.receiver_gone(slot, conn);
+        }
+    }
+
     /// The WAL receiver tries to connect, and tries again while it should.
     pub fn connect(&mut self, slot: Slot, inc: u32) {
         let pg = &self.nodes[slot].pg;
@@ -111,6 +145,14 @@ impl World {
         let there = self.nodes[up].pg_runs() && matches!(self.nodes[up].pg.proc, Proc::Running { .. });
         let same = self.nodes[up].pg.data.as_ref().is_some_and(|d| d.system == system);
         let open = up != slot && there && same && self.net.both(Plane::Postgres, slot, up);
+        let needed = data.consistent_at;
+        if open && pg.proc == Proc::Starting && theirs.is_some_and(|t| !self.wal.contains(t, needed)) {
+            // Postgres refuses: the copy's source went another way since.
+            self.crash_postgres(slot);
+            self.nodes[slot].agent.needs_clone = Some("the timeline does not contain the minimum recovery point".into());
+            self.wake(slot, 1);
+            return;
+        }
         if open && theirs.is_some_and(|t| self.wal.contains(t, mine)) {
             if self.unlucky(5) {
                 self.nodes[slot].agent.needs_clone = Some("requested WAL segment has already been removed".into());
@@ -125,10 +167,12 @@ impl World {
     fn connected(&mut self, slot: Slot, up: Slot, mine: Tip) {
         let conn = self.fresh_id();
         self.nodes[slot].pg.receiver = Some((up, conn));
+        self.nodes[slot].pg.heard = self.now;
         let upstream = &mut self.nodes[up].pg;
         upstream.senders.retain(|s| s.standby != slot);
         let rule = upstream.data.as_ref().and_then(|d| d.rule.clone());
-        upstream.senders.push(Sender { standby: slot, conn, flushed: 0, sent: mine.lsn, in_flight: false, rule });
+        let sender = Sender { standby: slot, conn, flushed: 0, sent: mine.lsn, in_flight: false, heard: self.now, rule };
+        upstream.senders.push(sender);
         let delay = self.latency(slot, up) + 1;
         self.after(delay, Event::Ack { slot: up, conn, flushed: mine.lsn });
         self.wake(slot, 1);
