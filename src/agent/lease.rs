@@ -34,6 +34,8 @@ struct Inner {
     holder: HolderLease,
     /// The lease of this epoch is being given back.
     released: Option<Epoch>,
+    /// The lease of this epoch came near its deadline: it is renewed no more, and given back once Postgres is seen to be down.
+    ended: Option<Epoch>,
 }
 
 impl LeaseCell {
@@ -46,7 +48,7 @@ impl LeaseCell {
     /// A renewal or acquisition sent at `sent` was committed.
     pub fn renewed(&self, epoch: Epoch, sent: Millis, settings: &Settings) {
         let mut inner = self.lock();
-        if inner.released == Some(epoch) {
+        if inner.released == Some(epoch) || inner.ended == Some(epoch) {
             return;
         }
         inner.holder.renewed(epoch, sent, settings);
@@ -67,6 +69,23 @@ impl LeaseCell {
         self.serve_until_ms.store(0, Ordering::Release);
         drop(inner);
         self.version.send_modify(|v| *v += 1);
+    }
+
+    /// Stop serving and renewing for good in `epoch`. INV-9: not yet a release; a postmaster takes its time to die, and a promotion may be
+    /// under way. The agent orders the release when it has seen that Postgres is no primary.
+    fn end(&self, epoch: Epoch) {
+        let mut inner = self.lock();
+        inner.ended = Some(epoch);
+        inner.holder.drop_belief();
+        self.serve_until_ms.store(0, Ordering::Release);
+        drop(inner);
+        self.version.send_modify(|v| *v += 1);
+    }
+
+    /// The epoch whose lease came near its deadline here.
+    #[must_use]
+    pub fn ended(&self) -> Option<Epoch> {
+        self.lock().ended
     }
 
     /// Somebody else's turn: the state machine refused a renewal.
@@ -149,9 +168,11 @@ impl LeaseKeeper {
         }
     }
 
-    /// The epoch of the lease that the state says is ours.
+    /// The epoch of the lease that the state says is ours, and for which there is something to say: renew it, or give it back.
     fn held_epoch(&self, state: &ClusterState) -> Option<Epoch> {
-        (state.lease.holder == Some(self.me) && state.lease.epoch == state.epoch).then_some(state.epoch)
+        let ours = state.lease.holder == Some(self.me) && state.lease.epoch == state.epoch;
+        let silent = self.cell.ended() == Some(state.epoch) && !self.cell.is_released(state.epoch);
+        (ours && !silent).then_some(state.epoch)
     }
 
     async fn renew_or_release(&self, epoch: Epoch, settings: &Settings) {
@@ -184,7 +205,7 @@ impl LeaseKeeper {
             LeaseBelief::Ending { epoch } => {
                 tracing::warn!(%epoch, "lease ends unrenewed, fencing the local primary");
                 (self.fence)();
-                self.cell.release(epoch);
+                self.cell.end(epoch);
             }
             LeaseBelief::Valid { .. } | LeaseBelief::None => {}
         }

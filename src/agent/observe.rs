@@ -19,6 +19,8 @@ pub struct Own {
     pub promised: Epoch,
     pub lease: LeaseBelief,
     pub released: bool,
+    /// The epoch whose lease came near its deadline: no promotion in it any more.
+    pub ended: Option<Epoch>,
     pub poisoned: bool,
     pub adopt_existing: bool,
 }
@@ -40,7 +42,7 @@ pub fn local_state(s: &ClusterState, facts: PostgresFacts, own: Own, memory: &mu
         settled: memory.settled.clone(),
         lease: own.lease,
         released: own.released,
-        gave_up: memory.gave_up,
+        gave_up: memory.gave_up.max(own.ended),
         poisoned: own.poisoned,
         needs_clone: memory.needs_clone.clone(),
         prepared: memory.prepared,

@@ -131,6 +131,7 @@ impl Loop {
             promised: self.agent.promise.epoch(),
             lease: self.agent.lease.belief(&s.settings),
             released: self.agent.lease.is_released(s.epoch),
+            ended: self.agent.lease.ended(),
             poisoned: self.agent.postgres.poisoned(),
             adopt_existing: self.agent.adopt_existing,
         };
@@ -170,6 +171,8 @@ impl Loop {
                 fenced || (!still && !flight.committed.load(Ordering::Acquire))
             }
             Action::Demote | Action::Stop | Action::InitDb => false,
+            // INV-9: what it began cannot be called back; the lease is given back after its end has been seen.
+            Action::Promote { .. } if matches!(wanted, Some(Action::ReleaseLease { .. })) => false,
             other => wanted.is_some_and(|w| w != other),
         };
         if overtaken {
