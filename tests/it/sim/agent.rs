@@ -88,6 +88,7 @@ impl World {
         let Some(epoch) = held else { return };
         let command = match agent.released == Some(epoch) && !late {
             true => Command::ReleaseLease { node: me, epoch },
+            false if agent.ended == Some(epoch) && !late => return,
             false => Command::RenewLease { node: me, epoch },
         };
         self.propose(slot, Proposal { expect: None, request: None, command });
@@ -165,18 +166,23 @@ impl World {
         }
     }
 
-    /// The lease's own thread ends a primary within the fencing margin, whatever the agent's loop does, and gives the lease back.
+    /// The lease's own thread ends a primary within the fencing margin, whatever the agent's loop does.
     fn fence_if_ending(&mut self, slot: Slot) {
         let node = &self.nodes[slot];
         let belief = self.core.belief(&node.agent.holder, node.clock(self.now), &node.agent.state.settings);
         if let LeaseBelief::Ending { epoch } = belief {
-            if node.pg.runs_as_primary() {
+            // A promotion that is under way would outlive the lease: it ends here too.
+            let promoting = node.agent.action.as_ref().is_some_and(|r| matches!(r.action, Action::Promote { .. }));
+            if node.pg.runs_as_primary() || promoting {
                 let line = format!("{}: lease ends unrenewed, fencing the local primary", node.name);
                 self.note(slot as u64, || line);
                 self.crash_postgres(slot);
+                if promoting {
+                    self.nodes[slot].agent.action = None;
+                }
             }
             let agent = &mut self.nodes[slot].agent;
-            agent.released = Some(epoch);
+            agent.ended = Some(epoch);
             agent.holder.drop_belief();
         }
     }
@@ -200,7 +206,7 @@ impl World {
             settled: agent.settled.clone().filter(|_| is_primary),
             lease,
             released: agent.released == Some(agent.state.epoch),
-            gave_up: agent.gave_up,
+            gave_up: agent.gave_up.max(agent.ended),
             poisoned: node.pg.poisoned && !self.core.starts_poisoned(),
             needs_clone: agent.needs_clone.clone(),
             prepared: agent.prepared,
@@ -377,7 +383,9 @@ impl World {
         }
         let answers_action = agent.action.as_ref().is_some_and(|r: &Running| r.token == id);
         match (&flight.proposal.command, outcome.is_ok()) {
-            (Command::RenewLease { epoch, .. } | Command::AcquireLease { epoch, .. }, true) if agent.released != Some(*epoch) => {
+            (Command::RenewLease { epoch, .. } | Command::AcquireLease { epoch, .. }, true)
+                if agent.released != Some(*epoch) && agent.ended != Some(*epoch) =>
+            {
                 agent.holder.renewed(*epoch, sent, &agent.state.settings);
             }
             (Command::RenewLease { epoch, .. }, false) if agent.holder.deadline().is_some_and(|(e, _)| e == *epoch) => {

@@ -135,6 +135,8 @@ pub struct Agent {
     pub prepared: Option<RequestId>,
     /// The lease of this epoch is being given back.
     pub released: Option<Epoch>,
+    /// The lease of this epoch came near its deadline: it is renewed no more.
+    pub ended: Option<Epoch>,
     pub gave_up: Option<Epoch>,
     pub needs_clone: Option<String>,
     pub drain_committed: Option<Epoch>,
@@ -261,6 +263,7 @@ impl Agent {
             settled: None,
             prepared: None,
             released: None,
+            ended: None,
             gave_up: None,
             needs_clone: None,
             drain_committed: None,

@@ -191,12 +191,7 @@ impl World {
             Command::SettleRule { rule, .. } => self.judge_settled(before, rule),
             Command::AcquireLease { node, .. } => self.judge_acquisition(*node),
             Command::ReleaseLease { node, .. } => {
-                // A promotion that was under way when the lease ended is undone at once; sealing covers that moment.
-                let stopping = |s: &Slot| {
-                    let action = self.nodes[*s].agent.action.as_ref().map(|r| &r.action);
-                    matches!(action, Some(Action::Demote | Action::Promote { .. })) || self.oracle.newest.1 + 1_000 > self.now
-                };
-                let serving = self.slot_of.get(node).is_some_and(|s| self.nodes[*s].pg.runs_as_primary() && !stopping(s));
+                let serving = self.slot_of.get(node).is_some_and(|s| self.nodes[*s].pg.runs_as_primary());
                 if serving && !self.cfg.unseen_pauses {
                     self.violate("INV-9", || format!("{node} gave its lease back while it serves"));
                 }
