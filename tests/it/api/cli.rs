@@ -9,9 +9,13 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
-use trilithon::api::grpc::{Role, RoleSource, routes};
+use tonic::transport::Server;
+use trilithon::api::PeerDialer;
+use trilithon::api::grpc::{GrpcDialer, Role, RoleSource, routes};
 use trilithon::cluster::Phase;
+use trilithon::consensus::tls::Tls;
+use trilithon::proto::v1::StatusRequest;
+use trilithon::proto::v1::admin_client::AdminClient;
 use trilithon::types::{Epoch, NodeId};
 
 async fn trilithon(arguments: &[&str]) -> (i32, String, String) {
@@ -209,10 +213,13 @@ async fn mutual_tls_admits_by_role_and_refuses_strangers() {
     {
         assert_eq!(issue(dir, &["issue", name, "--role", role]).await.0, 0);
     }
-    let read = |path: &str| std::fs::read(ours.join(path)).unwrap();
-    let tls = ServerTlsConfig::new()
-        .identity(Identity::from_pem(read("dc1.pem"), read("dc1.key")))
-        .client_ca_root(Certificate::from_pem(read("ca.pem")));
+    let load = |name: &str| {
+        let file = |ending: &str| ours.join(format!("{name}.{ending}"));
+        Tls::load_member(&ours.join("ca.pem"), &file("pem"), &file("key"), name)
+    };
+    // What is issued here is what members accept as their own.
+    let tls = load("dc1").unwrap().server();
+    assert!(load("alice").unwrap_err().to_string().contains("OU=operator, CN=alice"));
     let (access, _fake) = super::feed::access(DC1);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -220,6 +227,12 @@ async fn mutual_tls_admits_by_role_and_refuses_strangers() {
     let mut tasks = JoinSet::new();
     let server = Server::builder().tls_config(tls).unwrap().add_routes(routes);
     tasks.spawn(async move { server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap() });
+
+    let dialer = GrpcDialer { tls: Some(load("dc1").unwrap()) };
+    let address_text = address.to_string();
+    let channel = dialer.connect("dc1", &address_text).await.unwrap();
+    AdminClient::new(channel).status(StatusRequest {}).await.unwrap();
+    assert!(dialer.connect("dc2", &address_text).await.is_err(), "whoever asks for dc2 is not served by dc1");
 
     let file = |dir: &Path, name: &str| {
         let path = temporary.path().join(format!("{name}.toml"));
