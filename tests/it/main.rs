@@ -13,6 +13,8 @@ mod postgres_replication;
 mod postgres_rig;
 mod postgres_rule;
 mod proxy_clients;
+mod proxy_failures;
+mod proxy_pooling;
 mod proxy_support;
 mod sim;
 mod tidy;

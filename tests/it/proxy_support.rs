@@ -225,13 +225,15 @@ impl Front {
         self.handle.addresses().standby[0].port()
     }
 
-    /// The cluster moved on.
-    pub fn publish(&self, change: impl FnOnce(&mut Topology)) {
+    /// The cluster moved on, and the proxy knows.
+    pub async fn publish(&self, change: impl FnOnce(&mut Topology)) {
         self.topology.send_modify(|topology| {
             let topology = Arc::make_mut(topology);
             topology.revision.0 += 1;
             change(topology);
         });
+        let revision = self.topology.borrow().revision;
+        eventually("the gate follows", || self.handle.drain_state().0 == revision).await;
     }
 }
 
@@ -261,6 +263,30 @@ pub fn program(name: &str, port: u16, args: &[&str]) -> Output {
     let mut command = Command::new(bin(name));
     command.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "postgres"]).args(args);
     as_postgres(&mut command).stdin(Stdio::null()).output().expect("the program starts")
+}
+
+/// A client that is killed in the middle of `sql`.
+pub fn killed_in(port: u16, sql: &str, after: Duration) {
+    let mut command = Command::new(bin("psql"));
+    command.args([
+        "-X",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &port.to_string(),
+        "-U",
+        "postgres",
+        "-c",
+        "begin",
+        "-c",
+        sql,
+        "-c",
+        "select pg_sleep(60)",
+    ]);
+    let mut child = as_postgres(&mut command).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("psql starts");
+    std::thread::sleep(after);
+    child.kill().expect("our own child");
+    child.wait().expect("our own child");
 }
 
 /// psql, its output, trimmed.

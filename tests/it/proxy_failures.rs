@@ -1,0 +1,277 @@
+//! The failure contract: what a client is told when the cluster changes under it.
+
+use crate::proxy_support::{Front, PRIMARY, Pair, STANDBY, code, eventually, psql, through};
+use futures::future;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+use trilithon::cluster::WriteGate;
+use trilithon::types::Epoch;
+
+/// The standby becomes the primary of the next epoch, as the proxy sees it.
+async fn flip(front: &Front) {
+    front
+        .publish(|topology| {
+            topology.epoch = Epoch(topology.epoch.0 + 1);
+            topology.write = WriteGate::Open { primary: STANDBY, epoch: topology.epoch };
+            topology.backends.remove(&PRIMARY);
+            topology.backends.get_mut(&STANDBY).expect("present").readable = false;
+        })
+        .await;
+}
+
+async fn hold(front: &Front) {
+    front
+        .publish(|topology| {
+            topology.epoch = Epoch(topology.epoch.0 + 1);
+            topology.write = WriteGate::Held;
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inv_11_new_transactions_wait_through_a_failover_and_are_served_by_the_new_primary() {
+    let mut pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    psql(front.primary(), "create table t (id serial, who int)");
+    pair.caught_up().await;
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        clients.push(through(front.auto()).await);
+    }
+    for client in &clients {
+        client.simple_query("insert into t (who) values (-1)").await.expect("before");
+    }
+    pair.caught_up().await;
+    hold(&front).await;
+    pair.primary.stop(rustix::process::Signal::KILL);
+    let inserts = clients.iter().enumerate().map(|(who, client)| {
+        let front = &front;
+        async move {
+            eventually("its turn to queue", || front.handle.stats().waiting == who as u64).await;
+            // A block is held at its first statement, a single statement at once.
+            if who % 2 == 0 {
+                client.simple_query("begin").await?;
+            }
+            client.simple_query(&format!("insert into t (who) values ({who})")).await?;
+            if who % 2 == 0 {
+                client.simple_query("commit").await?;
+            }
+            Ok::<_, tokio_postgres::Error>(())
+        }
+    });
+    let failover = async {
+        eventually("all are held", || front.handle.stats().waiting == 5).await;
+        // Reads go on meanwhile.
+        let reader = through(front.standby()).await;
+        reader.simple_query("select count(*) from t").await.expect("read during the failover");
+        pair.standby.promote();
+        flip(&front).await;
+    };
+    let (results, ()) = future::join(future::join_all(inserts), failover).await;
+    for result in results {
+        result.expect("held, then served");
+    }
+    assert_eq!(psql(front.primary(), "select count(*) from t where who >= 0"), "5");
+    assert_eq!(psql(front.primary(), "select pg_is_in_recovery()"), "f");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inv_11_a_demoted_primary_is_left_at_once_with_the_right_code() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    psql(front.primary(), "create table t (a int); insert into t values (1)");
+    let idle = through(front.primary()).await;
+    idle.simple_query("select 1").await.expect("idle client");
+    let in_block = through(front.primary()).await;
+    in_block.batch_execute("begin").await.expect("begin");
+    in_block.batch_execute("update t set a = 2").await.expect("update");
+    let active = through(front.primary()).await;
+    active.batch_execute("begin").await.expect("begin");
+    active.batch_execute("select 1").await.expect("first statement");
+    let single = through(front.primary()).await;
+    let pinned = through(front.primary()).await;
+    pinned.batch_execute("create temp table mine (a int)").await.expect("pin");
+    let busy = future::join(active.simple_query("select pg_sleep(60)"), single.simple_query("insert into t select 5 from pg_sleep(60)"));
+    let fence = async {
+        let direct = pair.primary.direct().await;
+        for _ in 0..500 {
+            let sql =
+                "select count(*) from pg_stat_activity where query like '%pg_sleep(60)%' and state = 'active' and pid <> pg_backend_pid()";
+            if direct.query_one(sql, &[]).await.expect("activity").get::<_, i64>(0) == 2 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        hold(&front).await;
+        flip(&front).await;
+        pair.standby.promote();
+    };
+    let ((active_end, single_end), ()) = tokio::time::timeout(Duration::from_secs(20), future::join(busy, fence)).await.expect("at once");
+    assert_eq!(code(active_end), "40001", "within a block, not committing");
+    assert_eq!(code(single_end), "08007", "a write of its own may have been applied");
+    assert!(single.is_closed());
+    // The block's connection stays: error, failed block, rollback, and on to the new primary.
+    assert_eq!(code(active.simple_query("select 1").await), "25P02");
+    active.simple_query("rollback").await.expect("rollback");
+    active.simple_query("select 1").await.expect("the new primary");
+    // A block without a statement in flight learns at its next one; its COMMIT must not succeed.
+    assert_eq!(code(in_block.simple_query("commit").await), "40001");
+    in_block.simple_query("rollback").await.expect("rollback");
+    in_block.simple_query("select 1").await.expect("the new primary");
+    idle.simple_query("select 1").await.expect("idle clients notice nothing");
+    eventually("the session whose temporary table is gone ends", || pinned.is_closed()).await;
+    let left = pair.primary.direct().await;
+    let count = "select count(*) from pg_stat_activity where backend_type = 'client backend' and application_name not like '%walreceiver%' and pid <> pg_backend_pid() and state <> 'active'";
+    for attempt in 0.. {
+        let n: i64 = left.query_one(count, &[]).await.expect("activity").get(0);
+        // The control connection of the proxy may remain.
+        if n <= 1 {
+            break;
+        }
+        assert!(attempt < 500, "{n} connections to the demoted node are left");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_server_is_told_apart_by_what_was_in_flight() {
+    let mut pair = Pair::start();
+    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_secs(20)).await;
+    psql(front.primary(), "create table t (a int); insert into t values (1)");
+    let read = through(front.primary()).await;
+    let write = through(front.primary()).await;
+    let block = through(front.primary()).await;
+    let extended = through(front.primary()).await;
+    block.batch_execute("begin").await.expect("begin");
+    block.batch_execute("insert into t values (2)").await.expect("insert");
+    let crash = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        pair.primary.stop(rustix::process::Signal::QUIT);
+        pair.primary.start();
+    };
+    let slow_read = "select count(*) from generate_series(1, 12000000)";
+    let statements = future::join3(
+        read.simple_query(slow_read),
+        write.simple_query("insert into t select 3 from pg_sleep(60)"),
+        extended.query("insert into t select 4 from pg_sleep(60) returning a", &[]),
+    );
+    let ((read_end, write_end, extended_end), ()) = future::join(statements, crash).await;
+    read_end.expect("a read of which nothing was seen runs again");
+    assert_eq!(code(write_end), "08007");
+    assert_eq!(code(extended_end), "08007");
+    assert_eq!(code(block.simple_query("insert into t values (5)").await), "40001");
+    block.simple_query("rollback").await.expect("rollback");
+    assert_eq!(psql(front.primary(), "select string_agg(a::text, ' ') from t"), "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_client_learns_that_nothing_was_sent() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_millis(400)).await;
+    let client = through(front.auto()).await;
+    hold(&front).await;
+    assert_eq!(code(client.simple_query("create table t (a int)").await), "08006");
+    assert_eq!(code(client.execute("create table t (a int)", &[]).await), "08006");
+    client.simple_query("begin").await.expect("a block begins without a server");
+    assert_eq!(code(client.simple_query("create table t (a int)").await), "08006");
+    assert_eq!(code(client.simple_query("select 1").await), "25P02");
+    client.simple_query("rollback").await.expect("rollback");
+    client.simple_query("select 1").await.expect("reads go on");
+    front.publish(|topology| topology.write = WriteGate::Open { primary: PRIMARY, epoch: topology.epoch }).await;
+    client.simple_query("create table t (a int)").await.expect("open again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_lets_transactions_end_and_cancels_the_rest_at_its_deadline() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    psql(front.primary(), "create table t (a int)");
+    let (ending, staying, single, new) =
+        (through(front.primary()).await, through(front.primary()).await, through(front.primary()).await, through(front.primary()).await);
+    for client in [&ending, &staying] {
+        client.simple_query("begin").await.expect("begin");
+        client.simple_query("insert into t values (1)").await.expect("insert");
+    }
+    let drain = async {
+        eventually("three are in flight", || front.handle.stats().in_flight == 3).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        front.publish(|topology| topology.write = WriteGate::Draining { primary: PRIMARY, epoch: topology.epoch }).await;
+        let revision = front.topology.borrow().revision;
+        let insert = new.simple_query("insert into t values (9)");
+        let rest = async {
+            eventually("a new transaction waits", || front.handle.stats().waiting == 1).await;
+            ending.simple_query("insert into t values (2)").await.expect("in flight");
+            ending.simple_query("commit").await.expect("may end");
+            eventually("it is counted out", || front.handle.drain_state() == (revision, 2)).await;
+            front.handle.cancel_in_flight().await;
+            tokio::time::timeout(Duration::from_secs(5), front.handle.drained(revision)).await.expect("drained");
+            // The switchover is called off: the same primary goes on.
+            front.publish(|topology| topology.write = WriteGate::Open { primary: PRIMARY, epoch: topology.epoch }).await;
+        };
+        future::join(insert, rest).await.0.expect("held, then served");
+    };
+    let (single_end, ()) = future::join(single.simple_query("insert into t select 7 from pg_sleep(60)"), drain).await;
+    assert_eq!(code(single_end), "40001");
+    assert_eq!(code(staying.simple_query("commit").await), "40001");
+    staying.simple_query("rollback").await.expect("rollback");
+    assert_eq!(psql(front.primary(), "select string_agg(a::text, ' ' order by a) from t"), "1 2 9");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_no_standby_confirmed_is_not_reported_as_done() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    let direct = pair.primary.direct().await;
+    direct.batch_execute("create table t (a int)").await.expect("table");
+    for sql in ["alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()"] {
+        direct.simple_query(sql).await.expect("synchronous");
+    }
+    for (begins, statement) in [(true, "commit"), (false, "insert into t values (2)")] {
+        let client = through(front.primary()).await;
+        if begins {
+            client.simple_query("begin").await.expect("begin");
+            client.simple_query("insert into t values (1)").await.expect("insert");
+        }
+        let token = client.cancel_token();
+        let break_wait = async {
+            let pid = loop {
+                let waiting =
+                    direct.query_opt("select pid from pg_stat_activity where wait_event = 'SyncRep'", &[]).await.expect("activity");
+                if let Some(row) = waiting {
+                    break row.get::<_, i32>(0);
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            };
+            // The client's own request is not passed on: the wait goes on.
+            token.cancel_query(tokio_postgres::NoTls).await.expect("cancel request");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let waiting =
+                direct.query_one("select count(*) from pg_stat_activity where wait_event = 'SyncRep'", &[]).await.expect("activity");
+            assert_eq!(waiting.get::<_, i64>(0), 1, "a cancel request must not end the wait");
+            // An administrator's does.
+            direct.query("select pg_cancel_backend($1)", &[&pid]).await.expect("cancel");
+        };
+        let (end, ()) =
+            tokio::time::timeout(Duration::from_secs(20), future::join(client.simple_query(statement), break_wait)).await.expect("in time");
+        assert_eq!(code(end), "08007", "{statement}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inv_9_the_primarys_own_proxy_serves_only_under_its_lease() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_secs(10)).await;
+    // The proxy runs on the node that is the primary now.
+    pair.standby.promote();
+    flip(&front).await;
+    let client = through(front.auto()).await;
+    client.simple_query("create table t (a int)").await.expect("leased");
+    front.lease.store(false, SeqCst);
+    let renew = async {
+        eventually("it is held", || front.handle.stats().waiting == 1).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        front.lease.store(true, SeqCst);
+    };
+    let (insert, ()) = future::join(client.simple_query("insert into t values (1)"), renew).await;
+    insert.expect("served once the lease is valid again");
+}

@@ -1,0 +1,203 @@
+//! Who has which server, and for how long.
+
+use crate::proxy_support::{Front, PASSWORD, PRIMARY, Pair, STANDBY, client, code, eventually, killed_in, psql, through};
+use futures::future;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use trilithon::proxy::{Consistency, PoolMode};
+
+async fn backend(client: &tokio_postgres::Client) -> i32 {
+    let rows = client.simple_query("select pg_backend_pid()").await.expect("pid");
+    let row = rows.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    row.expect("one row").parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_clients_share_few_servers() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.pool_size = 3).await;
+    let port = front.primary();
+    psql(port, "create table counter (n int); insert into counter values (0)");
+    let work = (0..30).map(|_| async move {
+        let mut client = through(port).await;
+        let mut pids = BTreeSet::new();
+        for _ in 0..5 {
+            let transaction = client.transaction().await.expect("begin");
+            transaction.batch_execute("update counter set n = n + 1").await.expect("update");
+            transaction.commit().await.expect("commit");
+            pids.insert(backend(&client).await);
+        }
+        pids
+    });
+    let pids: BTreeSet<i32> = future::join_all(work).await.into_iter().flatten().collect();
+    assert_eq!(psql(port, "select n from counter"), "150");
+    assert!(pids.len() <= 3, "{pids:?}");
+    let stats = front.handle.stats();
+    let pool = stats.pools.iter().find(|pool| pool.node == PRIMARY).expect("a pool");
+    assert!(pool.connects <= 6 && pool.checkouts >= 300, "{pool:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn session_state_keeps_its_server_and_leaves_nothing_behind() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.pool_size = 2).await;
+    let port = front.primary();
+    let setups = [
+        "set search_path = pinned_schema",
+        "create temp table mine (a int)",
+        "select pg_advisory_lock(42)",
+        "listen something",
+        "prepare mine as select 1",
+        "do $$ begin perform set_config('timezone', 'Asia/Tokyo', false); end $$",
+    ];
+    for setup in setups {
+        let (pinned, other) = (through(port).await, through(port).await);
+        pinned.batch_execute(setup).await.expect("set up");
+        let mine = backend(&pinned).await;
+        for _ in 0..5 {
+            assert_ne!(backend(&other).await, mine, "{setup}");
+            assert_eq!(backend(&pinned).await, mine, "{setup}");
+        }
+        drop(pinned);
+        eventually("the pinned client has left", || front.handle.stats().clients == 1).await;
+        // Two servers at most: the cleaned one is among those that these get.
+        let (first, second) = (through(port).await, through(port).await);
+        for client in [&first, &second] {
+            client.batch_execute("begin").await.expect("begin");
+            let state = "select current_setting('search_path') || current_setting('timezone') || (select count(*) from pg_catalog.pg_class where relname = 'mine') \
+                         || (select count(*) from pg_catalog.pg_listening_channels()) || (select count(*) from pg_catalog.pg_prepared_statements) \
+                         || (select count(*) from pg_catalog.pg_locks where locktype = 'advisory')";
+            let rows = client.simple_query(state).await.expect("state");
+            let text = format!("{rows:?}");
+            assert!(!text.contains("pinned_schema") && !text.contains("Tokyo") && text.contains("0000"), "{setup}: {text}");
+            client.batch_execute("rollback").await.expect("rollback");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_vanishes_in_a_transaction_holds_no_lock() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.pool_size = 1).await;
+    let port = front.primary();
+    psql(port, "create table t (a int); insert into t values (1)");
+    let idle = through(port).await;
+    idle.batch_execute("begin").await.expect("begin");
+    idle.batch_execute("update t set a = 3").await.expect("update");
+    drop(idle);
+    let update = async |what: &str| {
+        let next = through(port).await;
+        let update = tokio::time::timeout(Duration::from_secs(10), next.batch_execute("update t set a = a + 10")).await;
+        update.expect(what).expect("update");
+    };
+    update("no lock is left by a client idle in its transaction").await;
+    let killed = tokio::task::spawn_blocking(move || killed_in(port, "update t set a = 3", Duration::from_secs(1)));
+    killed.await.expect("joined");
+    update("no lock is left by a client killed in a statement").await;
+    assert_eq!(psql(port, "select a from t"), "21");
+    assert_eq!(front.handle.stats().in_flight, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_client_has_the_settings_it_asked_for() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.pool_size = 1).await;
+    let port = front.primary();
+    let with = |more: &str| {
+        let dsn = format!("host=127.0.0.1 port={port} user=postgres password={PASSWORD} dbname=postgres {more}");
+        async move { client(&dsn).await.expect("login") }
+    };
+    let tokyo = with("options='-c timezone=Asia/Tokyo -c extra_float_digits=0' application_name=first").await;
+    let plain = with("application_name=second").await;
+    // One server for all: it is opened anew for whoever differs.
+    for _ in 0..3 {
+        let sql = "select current_setting('timezone') || ' ' || current_setting('application_name')";
+        assert_eq!(tokyo.query_one(sql, &[]).await.expect("query").get::<_, String>(0), "Asia/Tokyo first");
+        assert!(plain.query_one(sql, &[]).await.expect("query").get::<_, String>(0).ends_with(" second"));
+    }
+    let wrong =
+        client(&format!("host=127.0.0.1 port={port} user=postgres password={PASSWORD} dbname=postgres options='-c nonsense=1'")).await;
+    assert_eq!(code(wrong), "42704");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn session_mode_keeps_one_server_for_each_client() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| {
+        config.mode = PoolMode::Session;
+        config.pool_size = 2;
+        config.hold_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let (first, second) = (through(front.auto()).await, through(front.auto()).await);
+    let (a, b) = (backend(&first).await, backend(&second).await);
+    assert_ne!(a, b);
+    assert_eq!((backend(&first).await, backend(&second).await), (a, b));
+    let third = through(front.auto()).await;
+    assert_eq!(code(third.simple_query("select 1").await), "08006");
+    drop(first);
+    eventually("a server is free", || front.handle.stats().pools.iter().any(|pool| pool.idle == 1)).await;
+    third.simple_query("select 1").await.expect("the free server");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_clients_are_served_in_the_order_of_their_arrival() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.pool_size = 1).await;
+    let port = front.primary();
+    psql(port, "create table log (id serial, who int)");
+    let blocker = through(port).await;
+    blocker.batch_execute("begin; select 1").await.expect("takes the only server");
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        clients.push(through(port).await);
+    }
+    let inserts = clients.iter().enumerate().map(|(who, client)| {
+        let handle = &front.handle;
+        async move {
+            eventually("its turn to queue", || handle.stats().waiting == who as u64).await;
+            client.simple_query(&format!("insert into log (who) values ({who})")).await.expect("insert");
+        }
+    });
+    let release = async {
+        eventually("all wait", || front.handle.stats().waiting == 10).await;
+        blocker.batch_execute("rollback").await.expect("rollback");
+    };
+    future::join(future::join_all(inserts), release).await;
+    assert_eq!(psql(port, "select string_agg(who::text, ' ' order by id) from log"), "0 1 2 3 4 5 6 7 8 9");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_go_to_a_standby_and_follow_the_clients_own_writes() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    psql(front.primary(), "create table t (a int); create sequence s; create view writes as select nextval('s') as n");
+    pair.caught_up().await;
+    let client = through(front.auto()).await;
+    let reads = |node| front.handle.stats().pools.iter().filter(|pool| pool.node == node).map(|pool| pool.checkouts).sum::<u64>();
+    let before = reads(STANDBY);
+    client.simple_query("select count(*) from t").await.expect("read");
+    client.simple_query("begin read only").await.expect("begin");
+    client.simple_query("select count(*) from t").await.expect("read");
+    client.simple_query("commit").await.expect("commit");
+    assert_eq!(reads(STANDBY), before + 2);
+    // It looks like a read and writes: the standby refuses, the client sees nothing of it, and the form is remembered.
+    let first = client.simple_query("select n from writes where n > 0").await.expect("replayed on the primary");
+    assert!(format!("{first:?}").contains("Some(\"1\")") || format!("{first:?}").contains('1'), "{first:?}");
+    let learned = reads(STANDBY);
+    client.simple_query("select n from writes where n > 1").await.expect("on the primary at once");
+    client.query("select n from writes where n > $1", &[&0i64]).await.expect("extended protocol");
+    assert_eq!(reads(STANDBY), learned);
+    // After its own write the client reads from the primary.
+    client.simple_query("insert into t values (1)").await.expect("write");
+    let rows = client.simple_query("select count(*) from t").await.expect("read");
+    assert!(format!("{rows:?}").contains('1'));
+    assert_eq!(reads(STANDBY), learned);
+    let eventual = Front::start(&pair, |config| config.consistency = Consistency::Primary).await;
+    let client = through(eventual.auto()).await;
+    client.simple_query("select 1").await.expect("read");
+    assert!(eventual.handle.stats().pools.iter().all(|pool| pool.node == PRIMARY));
+}
