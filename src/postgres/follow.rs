@@ -69,17 +69,18 @@ impl Instance {
         self.reload()
     }
 
-    /// End of the WAL that a running, detached standby holds, with its timeline; `None` while it cannot be proved.
+    /// End of the WAL that a running, detached standby holds, with its timeline; `None` while it cannot be proved, and on a primary.
     pub(super) async fn proved_end(&self) -> Option<(Timeline, Lsn)> {
         let proved = async {
-            loop {
+            while self.session().await?.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() == Some("t") {
                 if let Some(end) = self.flushed_end().await? {
-                    return Ok(end);
+                    return Ok(Some(end));
                 }
                 sleep(POLL).await;
             }
+            Ok(None)
         };
-        within(Duration::from_secs(5), "the end of WAL", proved).await.ok()
+        within(Duration::from_secs(5), "the end of WAL", proved).await.ok().flatten()
     }
 
     /// A connection to the upstream's database `postgres` as the replication role.

@@ -351,7 +351,7 @@ impl Instance {
         let pgdata = self.layout.pgdata.clone();
         blocking(move || {
             let pids = procfs::processes_in(&pgdata);
-            let attached = procfs::PidFile::read(&pgdata).and_then(|f| f.shared_memory).map_or(0, procfs::attached_to);
+            let attached = procfs::PidFile::read(&pgdata).and_then(|f| f.shared_memory).map_or(0, procfs::SharedMemory::attached);
             // The kernel's count covers processes whose directory may not be looked up.
             if pids.is_empty() && attached > 0 { vec![0] } else { pids }
         })

@@ -11,6 +11,7 @@ use super::tool;
 use super::user::RunAs;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::Interest;
@@ -157,7 +158,7 @@ const LOG_BYTES_MAX: u64 = 32 << 20;
 fn open_log(layout: &Layout) -> Result<std::fs::File, Error> {
     let path = layout.log_file();
     rotate_log(layout)?;
-    std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(io("cannot open", path))
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o640).open(&path).map_err(io("cannot open", path))
 }
 
 /// Keeps one old log beside the new one. The postmaster appends through a descriptor that it never reopens, so a running server's

@@ -8,12 +8,40 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+/// A System V shared memory segment. The id alone may belong to another server after a restart of the machine; the key is made
+/// from the data directory's inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SharedMemory {
+    key: u32,
+    id: u64,
+}
+
+impl SharedMemory {
+    /// The kernel prints keys with a sign, PostgreSQL without.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    fn parse(key: Option<&str>, id: Option<&str>) -> Option<SharedMemory> {
+        Some(SharedMemory { key: key?.parse::<i64>().ok()? as u32, id: id?.parse().ok()? })
+    }
+
+    /// Processes attached to it, as the kernel counts them.
+    pub fn attached(self) -> u64 {
+        let table = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+        self.attached_in(&table)
+    }
+
+    fn attached_in(self, table: &str) -> u64 {
+        let rows = table.lines().skip(1).map(|l| l.split_whitespace().collect::<Vec<_>>());
+        let mut ours = rows.filter(|r| SharedMemory::parse(r.first().copied(), r.get(1).copied()) == Some(self));
+        ours.next().and_then(|r| r.get(6)?.parse().ok()).unwrap_or(0)
+    }
+}
+
 /// The lines of postmaster.pid that matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PidFile {
     pub pid: i32,
     /// Key and id of the shared memory segment by which PostgreSQL itself recognises survivors.
-    pub shared_memory: Option<u64>,
+    pub shared_memory: Option<SharedMemory>,
     /// `starting`, `ready`, `standby`, `stopping`; absent in the first moments.
     pub status: Option<String>,
 }
@@ -27,7 +55,8 @@ impl PidFile {
         let lines: Vec<&str> = text.lines().collect();
         // A standalone backend writes its pid negated.
         let pid = lines.first()?.trim().parse::<i32>().ok().filter(|p| *p > 0)?;
-        let shared_memory = lines.get(6).and_then(|l| l.split_whitespace().nth(1)).and_then(|id| id.parse().ok());
+        let mut segment = lines.get(6).copied().unwrap_or_default().split_whitespace();
+        let shared_memory = SharedMemory::parse(segment.next(), segment.next());
         let status = lines.get(7).map(|l| l.trim().to_owned()).filter(|l| !l.is_empty());
         Some(PidFile { pid, shared_memory, status })
     }
@@ -59,13 +88,6 @@ pub(super) fn processes_in(pgdata: &Path) -> Vec<i32> {
     pids.filter(|pid| works_in(*pid, pgdata)).collect()
 }
 
-/// Processes attached to the shared memory segment `id`, as the kernel counts them.
-pub(super) fn attached_to(id: u64) -> u64 {
-    let table = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
-    let row = table.lines().skip(1).find(|l| l.split_whitespace().nth(1) == Some(&id.to_string()));
-    row.and_then(|l| l.split_whitespace().nth(6)).and_then(|n| n.parse().ok()).unwrap_or(0)
-}
-
 /// Sends `signal`; a process that is gone already is no error.
 pub(super) fn signal(pid: i32, signal: rustix::process::Signal) {
     if let Some(pid) = Pid::from_raw(pid) {
@@ -87,10 +109,20 @@ mod tests {
     fn pid_files_are_read_at_every_stage_of_a_start() {
         let full = "123\n/data\n1700000000\n5432\n/run\n127.0.0.1\n  12345678    42\nready   \n";
         let parsed = PidFile::parse(full).unwrap();
-        assert_eq!((parsed.pid, parsed.shared_memory, parsed.status.as_deref()), (123, Some(42), Some("ready")));
+        let segment = SharedMemory { key: 12_345_678, id: 42 };
+        assert_eq!((parsed.pid, parsed.shared_memory, parsed.status.as_deref()), (123, Some(segment), Some("ready")));
         let early = PidFile::parse("123\n/data\n1700000000\n").unwrap();
         assert_eq!((early.shared_memory, early.status), (None, None));
         assert_eq!(PidFile::parse("-17\n/data\n"), None, "single-user mode is no postmaster");
+    }
+
+    #[test]
+    fn a_segment_of_another_server_with_the_same_id_is_not_ours() {
+        let head = "       key      shmid perms                  size  cpid  lpid nattch   uid   gid\n";
+        let ours = SharedMemory::parse(Some("4294967295"), Some("42")).unwrap();
+        let row = |key: &str| format!("{head}{key:>10}         42   600                    56  4711  4712      7   101   104\n");
+        assert_eq!(ours.attached_in(&row("-1")), 7);
+        assert_eq!(ours.attached_in(&row("99")), 0);
     }
 
     #[test]
