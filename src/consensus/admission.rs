@@ -66,6 +66,9 @@ async fn admit(shared: &Shared, asked: &v1::JoinRequest) -> Result<v1::JoinReply
         return Err(format!("this is cluster `{}`, not `{}`", shared.config.cluster, asked.cluster));
     }
     let me = shared.identity.get().ok_or("this node has not yet joined a cluster")?;
+    if shared.state.borrow().cluster.is_none() {
+        return Err("the cluster is just being formed".to_owned());
+    }
     let member: Member = serde_json::from_slice(&asked.member).map_err(|e| e.to_string())?;
     let name = member.name.clone();
     let replaces = shared.state.borrow().find(name.as_str()).map(|(node, _)| node);

@@ -15,7 +15,7 @@ use super::handle::{Health, Progress};
 use super::links::{Failure, classify_status};
 use super::network::timed;
 use super::node::{Identity, Shared};
-use super::raft::{FORMAT, PeerNode};
+use super::raft::{ENTRY_BYTES_MAX, FORMAT, PeerNode};
 use crate::cluster::{Command, Member};
 use crate::proto::v1;
 use crate::types::{ClusterId, NodeId};
@@ -175,6 +175,13 @@ async fn form(shared: &Shared, answers: &Answers) -> Result<(), String> {
         settings: shared.config.settings.clone(),
     };
     let create = serde_json::to_vec(&create).map_err(|e| e.to_string())?;
+    if create.len() > ENTRY_BYTES_MAX {
+        let max = ENTRY_BYTES_MAX;
+        return Err(format!(
+            "the settings of the new cluster have {} bytes, more than {max}: shorten postgres.parameters or hba",
+            create.len()
+        ));
+    }
     tracing::info!(cluster = %cluster, members = members.len(), "forming a new cluster");
     // The own id first: should this process stop now, it goes on with the same cluster id.
     shared.assume(Identity { node: NodeId(1), cluster }, Some(create.clone())).await.map_err(|e| e.to_string())?;

@@ -137,6 +137,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
             header: self.header(),
             from_leader: Some(codec::vote(req.from_leader())),
             last_log_id: req.last_log_id().map(codec::log_id),
+            to_node: *req.to_node_id(),
         };
         let reply = answered(self.link()?.raft().transfer_leader(timed(message, option.hard_ttl())).await)?;
         if reply.accepted {

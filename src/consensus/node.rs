@@ -203,10 +203,14 @@ pub async fn start(
     }
     let router = server.add_routes(routes(&handle)).add_service(PeerService::server(shared.clone()));
     let incoming = TcpListenerStream::new(listener);
-    let serve = async move { router.serve_with_incoming(incoming).await.map_or_else(|e| e.to_string(), |()| "closed".to_owned()) };
+    let stop = shared.cancel.clone().cancelled_owned();
 
     let mut tasks = JoinSet::new();
-    own(&mut tasks, "grpc listener", &shared, serve);
+    // Not dropped on cancellation like the others: its connections are tasks of their own, and only an orderly end closes them.
+    tasks.spawn(async move {
+        let served = router.serve_with_incoming_shutdown(incoming, stop).await;
+        TaskEnd { task: "grpc listener", why: served.map_or_else(|e| e.to_string(), |()| "closed".to_owned()) }
+    });
     own(&mut tasks, "formation", &shared, formation::run(shared.clone()));
     own(&mut tasks, "watcher", &shared, watcher::run(shared.clone()));
     own(&mut tasks, "membership", &shared, membership::run(shared.clone()));

@@ -161,9 +161,8 @@ impl Peer for PeerService {
     async fn transfer_leader(&self, request: Request<v1::RaftTransferRequest>) -> Result<Response<v1::RaftTransferReply>, Status> {
         let (asked, _) = peer(request)?;
         let raft = self.raft(asked.header.as_ref())?;
-        let to = asked.header.as_ref().map_or(0, |h| h.to);
         let from = codec::vote_from(asked.from_leader).map_err(garbled)?;
-        let rpc = TransferLeaderRequest::new(from, to, asked.last_log_id.map(codec::log_id_from));
+        let rpc = TransferLeaderRequest::new(from, asked.to_node, asked.last_log_id.map(codec::log_id_from));
         let reply = raft.handle_transfer_leader(rpc).await.map_err(stopped)?;
         Ok(Response::new(match reply {
             Ok(()) => v1::RaftTransferReply { accepted: true, ..Default::default() },
@@ -207,7 +206,8 @@ impl Peer for PeerService {
         let (tx, rx) = tokio::sync::mpsc::channel(1);
         let shared = self.shared.clone();
         let read = async move {
-            while let Ok(Some(message)) = next(&mut messages).await {
+            // A node that stops lets go of its connections.
+            while let Some(Ok(Some(message))) = shared.cancel.run_until_cancelled(next(&mut messages)).await {
                 if let Err(status) = accept_observation(&shared, from, &message) {
                     drop(tx.send(Err(status)).await);
                     return;

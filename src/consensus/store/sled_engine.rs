@@ -22,18 +22,20 @@ pub struct SledEngine {
     meta: sled::Tree,
     /// Own descriptor of the file that sled appends to.
     file: File,
-    /// Off only in the negative control of the power-loss test.
-    sync: bool,
 }
 
 impl SledEngine {
     /// Open or create the database in `path`, and make its directory entries durable.
     pub fn open(path: &Path) -> Result<SledEngine, StoreError> {
+        SledEngine::open_with(path, Some(FLUSH_EVERY_MS))
+    }
+
+    pub(super) fn open_with(path: &Path, flush_every_ms: Option<u64>) -> Result<SledEngine, StoreError> {
         let io_error = |source| StoreError::Io { path: path.to_owned(), source };
         create_durably(path).map_err(io_error)?;
         // sled panics on some kinds of damage instead of returning an error.
         let opened = catch_unwind(AssertUnwindSafe(|| -> sled::Result<_> {
-            let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(FLUSH_EVERY_MS)).open()?;
+            let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(flush_every_ms).open()?;
             let (log, meta) = (db.open_tree("log")?, db.open_tree("meta")?);
             Ok((db, log, meta))
         }));
@@ -48,16 +50,19 @@ impl SledEngine {
             Err(_) => return Err(corrupt("the database cannot be read".to_owned())),
         };
         let file = File::open(path.join("db")).map_err(io_error)?;
-        let mut engine = SledEngine { db, log, meta, file, sync: true };
+        let mut engine = SledEngine { db, log, meta, file };
         engine.barrier().and_then(|()| sync_dir(path)).map_err(io_error)?;
         Ok(engine)
     }
 
-    /// The same without the barrier's own sync: what a plain user of sled gets.
-    #[cfg(test)]
-    pub fn without_own_sync(mut self) -> SledEngine {
-        self.sync = false;
-        self
+    /// The first half of the barrier: everything applied has been written, but not synced.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.db.flush().map(drop).map_err(io::Error::from)
+    }
+
+    /// The second half: everything written is on the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     fn tree(&self, tree: Tree) -> &sled::Tree {
@@ -93,8 +98,8 @@ impl Engine for SledEngine {
     }
 
     fn barrier(&mut self) -> io::Result<()> {
-        self.db.flush()?;
-        if self.sync { self.file.sync_data() } else { Ok(()) }
+        self.flush()?;
+        self.sync()
     }
 
     fn size(&self) -> u64 {
