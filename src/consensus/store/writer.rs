@@ -122,7 +122,10 @@ impl<E: Engine> Writer<E> {
             self.failed.send_if_modified(|known| known.is_none() && known.replace(e.to_string()).is_none());
         }
         for answer in answers {
-            let copy = result.as_ref().map(|()| ()).map_err(|e| io::Error::new(e.kind(), e.to_string()));
+            let copy = match &result {
+                Ok(()) => Ok(()),
+                Err(e) => Err(io::Error::new(e.kind(), e.to_string())),
+            };
             match answer {
                 Answer::Raft(callback) => callback.io_completed(copy),
                 // The caller may have given up; the write stands.
