@@ -2,7 +2,7 @@
 
 use super::node::Slot;
 use super::world::{Event, World};
-use trilithon::cluster::{Command, Durability, MemberKind, Proposal, Tags};
+use trilithon::cluster::{Command, Durability, MemberKind, Phase, Proposal, Tags};
 use trilithon::types::RequestId;
 
 /// Requests made so far; a retry sends the same one again, decided on a newer revision.
@@ -88,10 +88,24 @@ impl World {
             commands.push(Command::SetTags { node: *node, tags: Tags::default() });
         }
         commands.extend(state.fences.iter().map(|node| Command::Fence { node: *node, fenced: false }));
+        self.name_another_successor();
         for command in commands {
             let leader = self.raft.leader.unwrap_or(0);
             let expect = matches!(command, Command::Fence { .. }).then_some(self.raft.truth.revision);
             self.propose(leader, Proposal { expect, request: None, command });
+        }
+    }
+
+    /// Whoever was named for a failover with accepted loss has no usable data: the administrator names one that has.
+    fn name_another_successor(&mut self) {
+        let Phase::Electing { accept_loss: true, preferred } = self.raft.truth.phase else { return };
+        let usable = |n: &super::node::Node| !n.pg.poisoned && n.pg.data.is_some();
+        let named = preferred.and_then(|n| self.slot_of.get(&n));
+        if named.is_some_and(|s| usable(&self.nodes[*s])) || self.raft.truth.change.is_some() {
+            return;
+        }
+        if let Some(to) = self.nodes.iter().find(|n| usable(n)).map(|n| n.id) {
+            self.order(Command::RequestFailover { to, accept_loss: true });
         }
     }
 
