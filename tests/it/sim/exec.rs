@@ -14,8 +14,7 @@ pub const RECORD: u64 = 100;
 impl World {
     pub fn start_action(&mut self, slot: Slot, action: Action) {
         let name = self.name(slot).to_owned();
-        let text = self.trace.lines.is_some().then(|| format!("{name}: -> {action:?}")).unwrap_or_default();
-        self.note(7, || text);
+        self.note(7, || format!("{name}: -> {action:?}"));
         self.check_action(slot, &action);
         let token = match &action {
             Action::ReleaseLease { epoch } => return self.give_back(slot, *epoch),

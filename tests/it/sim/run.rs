@@ -68,7 +68,7 @@ fn become_whole(world: &mut World) -> Time {
     let begun = world.now;
     let mut acks = world.oracle.acks;
     while world.violation.is_none() {
-        if (world.now - begun) % 10_000 == 0 {
+        if (world.now - begun).is_multiple_of(10_000) {
             world.tidy_up();
         }
         world.run_until(world.now + 1_000);

@@ -334,11 +334,7 @@ impl World {
             Event::Observe { observation, .. } => self.observed(slot, *observation),
             Event::Apply { .. } => self.apply_committed(slot),
             Event::Answer { id, outcome, .. } => self.answered(slot, id, *outcome),
-            Event::StepDown { .. } => {
-                if self.raft.leader != Some(slot) {
-                    self.nodes[slot].agent.leads = false;
-                }
-            }
+            Event::StepDown { .. } => self.nodes[slot].agent.leads &= self.raft.leader == Some(slot),
             _other => {}
         }
     }
