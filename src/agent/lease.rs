@@ -94,6 +94,12 @@ impl LeaseCell {
         self.serve_until_ms.store(0, Ordering::Release);
     }
 
+    /// Epoch of the lease believed in and the instant at which serving must have stopped, for `status`.
+    #[must_use]
+    pub fn deadline(&self) -> Option<(Epoch, Millis)> {
+        self.lock().holder.deadline()
+    }
+
     /// The belief now.
     #[must_use]
     pub fn belief(&self, settings: &Settings) -> LeaseBelief {

@@ -1,8 +1,9 @@
 //! The interface to the node: everything that administration may see and do. The node's wiring fills it in.
 
 use super::EventLog;
+use crate::agent::DecisionInfo;
 use crate::cluster::{ClusterState, Outcome, Proposal};
-use crate::ha::{NodeObservation, View};
+use crate::ha::{NodeObservation, View, decide};
 use crate::telemetry::Clock;
 use crate::types::{Epoch, Millis, NodeId, NodeName, RequestId};
 use futures::future::BoxFuture;
@@ -20,23 +21,13 @@ pub struct ClusterAccess {
     pub clock: Clock,
     /// As applied here.
     pub state: watch::Receiver<Arc<ClusterState>>,
-    /// Observations of all nodes as this node knows them. Published at least a few times a second while the agent's loop
-    /// lives: `/liveness` goes by the age of `View::now`.
-    pub view: watch::Receiver<Arc<View>>,
-    pub decision: watch::Receiver<Arc<DecisionInfo>>,
+    pub view: Arc<dyn ViewProvider>,
+    pub decision: watch::Receiver<DecisionInfo>,
     pub events: Arc<EventLog>,
     pub proposer: Arc<dyn Proposer>,
     pub raft: Arc<dyn RaftView>,
     pub local: Arc<dyn LocalControl>,
     pub peers: Arc<dyn PeerDialer>,
-}
-
-/// What the controller decided last. A node that is not the controller publishes what it would decide itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DecisionInfo {
-    pub reason: String,
-    /// This node runs on the Raft leader and its decisions are proposed.
-    pub is_controller: bool,
 }
 
 /// Why a proposal has no known outcome.
@@ -108,19 +99,14 @@ pub struct RaftPeer {
     pub matched: Option<u64>,
 }
 
-impl RaftInfo {
-    /// A leader is known, and if it is this node, a majority answered lately. A minority's follower notices within an
-    /// election timeout that its leader is gone; a leader that was cut off notices by the age of its last quorum.
-    #[must_use]
-    pub fn has_quorum(&self) -> bool {
-        const STALE: Duration = Duration::from_secs(2);
-        self.leader.is_some() && self.role != RaftRole::Stopped && self.quorum_acked.is_none_or(|age| age < STALE)
-    }
-}
-
 /// Consensus, asked when needed.
 pub trait RaftView: Send + Sync {
     fn info(&self) -> RaftInfo;
+}
+
+/// Observations of all nodes as this node knows them, its own included.
+pub trait ViewProvider: Send + Sync {
+    fn view(&self, now: Millis) -> View;
 }
 
 /// What only this node can do for itself.
@@ -146,9 +132,8 @@ pub struct Snapshot {
     pub state: Arc<ClusterState>,
     /// `now` is the instant of the snapshot.
     pub view: View,
-    /// When the agent's loop last published the view.
-    pub view_published: Millis,
-    pub decision: Arc<DecisionInfo>,
+    /// Why the cluster does what it does: the controller's word, or elsewhere what this node would decide itself.
+    pub reason: String,
     pub raft: RaftInfo,
     pub lease: Option<(Epoch, Duration)>,
 }
@@ -157,17 +142,11 @@ impl ClusterAccess {
     /// Take a snapshot.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let published = self.view.borrow().clone();
-        let view = View { now: self.clock.now(), ..(*published).clone() };
-        Snapshot {
-            me: self.me.clone(),
-            state: self.state.borrow().clone(),
-            view,
-            view_published: published.now,
-            decision: self.decision.borrow().clone(),
-            raft: self.raft.info(),
-            lease: self.local.lease(),
-        }
+        let state = self.state.borrow().clone();
+        let view = self.view.view(self.clock.now());
+        let decided = self.decision.borrow().clone();
+        let reason = if decided.deciding { decided.reason } else { decide(&state, &view).reason.to_string() };
+        Snapshot { me: self.me.clone(), state, view, reason, raft: self.raft.info(), lease: self.local.lease() }
     }
 }
 
@@ -176,6 +155,24 @@ impl Snapshot {
     #[must_use]
     pub fn my_id(&self) -> Option<NodeId> {
         self.state.find(self.me.as_str()).map(|(id, _)| id)
+    }
+
+    /// Does this node hear from a majority? A follower that was cut off goes on naming its last leader, so that it must also
+    /// hear from it; a leader that was cut off notices by the age of its last quorum.
+    #[must_use]
+    pub fn has_quorum(&self) -> bool {
+        const STALE: Duration = Duration::from_secs(2);
+        match self.raft.role {
+            RaftRole::Stopped | RaftRole::Candidate => false,
+            RaftRole::Leader => self.raft.quorum_acked.is_none_or(|age| age < STALE),
+            RaftRole::Follower | RaftRole::Learner => self.raft.leader.is_some_and(|leader| self.heard(leader).is_some()),
+        }
+    }
+
+    /// When this node's own agent last told what it sees.
+    #[must_use]
+    pub fn own_observation(&self) -> Option<Millis> {
+        Some(self.view.observations.get(&self.my_id()?)?.at)
     }
 
     /// What `node` said lately. Older than the lease's length means silent: by then the cluster has acted on it.

@@ -83,6 +83,6 @@ pub(super) fn raft(snapshot: &Snapshot) -> RaftStatusReply {
         snapshot: raft.snapshot,
         quorum_acked_ms: raft.quorum_acked.map(|age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         members: peers.collect(),
-        has_quorum: raft.has_quorum(),
+        has_quorum: snapshot.has_quorum(),
     }
 }

@@ -12,10 +12,11 @@
 //! takes effect at most once (INV-12); this module then waits until the outcome is known and says so. Documents are messages
 //! of `proto/trilithon/v1/admin.proto`, so that `-o json`, HTTP and gRPC cannot disagree.
 //!
-//! Entry points: [`ClusterAccess`], [`grpc::routes`], [`http::router`], [`EventLog::follow`].
+//! Entry points: [`Attachments::access`], [`grpc::routes`], [`http::router`], [`EventLog::follow`].
 
 mod access;
 mod actions;
+mod attach;
 mod candidate;
 mod documents;
 mod events;
@@ -25,8 +26,9 @@ mod status;
 mod warnings;
 
 pub use access::{
-    ClusterAccess, DecisionInfo, LocalControl, PeerDialer, ProposeError, Proposer, RaftInfo, RaftPeer, RaftRole, RaftView, Snapshot,
+    ClusterAccess, LocalControl, PeerDialer, ProposeError, Proposer, RaftInfo, RaftPeer, RaftRole, RaftView, Snapshot, ViewProvider,
 };
 pub use actions::{ActionError, Actions};
+pub use attach::Attachments;
 pub use events::EventLog;
 pub use status::{postgres_version, status};

@@ -26,14 +26,14 @@ pub fn status(snapshot: &Snapshot) -> ClusterStatus {
             acks: u32::try_from(rule.acks).unwrap_or(u32::MAX),
             changing: state.rules.len() > 1,
         }),
-        reason: with_names(&snapshot.decision.reason, state),
+        reason: with_names(&snapshot.reason, state),
         warnings,
         members,
         paused: state.paused,
         writable: writable(snapshot),
         system: state.system.map(|system| system.to_string()),
         answered_by: snapshot.me.to_string(),
-        quorum: snapshot.raft.has_quorum(),
+        quorum: snapshot.has_quorum(),
     }
 }
 

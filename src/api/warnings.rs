@@ -25,7 +25,7 @@ pub(super) fn warnings(snapshot: &Snapshot, members: &[MemberStatus]) -> Vec<Str
 }
 
 fn consensus(snapshot: &Snapshot, out: &mut Vec<String>) {
-    if !snapshot.raft.has_quorum() {
+    if !snapshot.has_quorum() {
         out.push(format!("{} sees no quorum of the members: what follows may be old, and nothing can be changed", snapshot.me));
     }
     let Phase::Steady { primary } = snapshot.state.phase else { return };

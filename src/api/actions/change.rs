@@ -59,7 +59,7 @@ impl Actions {
         let mut electing_since = None;
         loop {
             let now_at = self.state();
-            let reason = with_names(&self.access.decision.borrow().reason, &now_at);
+            let reason = with_names(&self.access.snapshot().reason, &now_at);
             let line = match course(&now_at, self.request, to, &reason) {
                 Course::Done(line) => return Ok(line),
                 Course::Failed(why) => return Err(ActionError::Failed(why)),

@@ -142,7 +142,7 @@ impl Node<'_> {
     fn lives(&self) -> bool {
         let ttl = self.snapshot.state.settings.lease_ttl();
         let bound = if self.snapshot.lease.is_some() { ttl } else { ttl * 2 };
-        self.snapshot.view.now.since(self.snapshot.view_published) <= bound
+        self.snapshot.own_observation().is_some_and(|at| self.snapshot.view.now.since(at) <= bound)
     }
 
     fn ready(&self, parameters: &BTreeMap<String, String>) -> Result<bool, String> {

@@ -97,7 +97,7 @@ fn cluster(snapshot: &Snapshot) -> Vec<Gauge> {
         ),
         gauge("trilithon_raft_term", "Term", number(raft.term)),
         gauge("trilithon_raft_leader", "This node leads", flag(raft.role == RaftRole::Leader)),
-        gauge("trilithon_raft_quorum", "This node hears a majority", flag(raft.has_quorum())),
+        gauge("trilithon_raft_quorum", "This node hears a majority", flag(snapshot.has_quorum())),
         gauge("trilithon_raft_last_log_index", "Newest entry", raft.last_log.map(number)),
         gauge("trilithon_raft_committed_index", "Newest committed entry", raft.committed.map(number)),
         gauge("trilithon_raft_applied_index", "Newest applied entry", raft.applied.map(number)),

@@ -9,13 +9,14 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+use trilithon::agent::DecisionInfo;
 use trilithon::api::grpc::{GrpcDialer, RoleSource, routes};
 use trilithon::api::*;
 use trilithon::cluster::*;
 use trilithon::ha::{NodeObservation, PostgresFacts, PostgresState, Role, Seen, StandbyView, View};
 use trilithon::proto::v1::admin_client::AdminClient;
 use trilithon::telemetry::Clock;
-use trilithon::types::{ClusterId, Epoch, Lsn, NodeId, NodeName, RequestId, Revision, SystemId, Timeline, WalPosition};
+use trilithon::types::{ClusterId, Epoch, Lsn, Millis, NodeId, NodeName, RequestId, Revision, SystemId, Timeline, WalPosition};
 
 pub const DC1: NodeId = NodeId(1);
 
@@ -100,7 +101,7 @@ pub fn view(clock: &Clock) -> View {
 pub struct Fake {
     pub state: watch::Sender<Arc<ClusterState>>,
     pub view: watch::Sender<Arc<View>>,
-    pub decision: watch::Sender<Arc<DecisionInfo>>,
+    pub decision: watch::Sender<DecisionInfo>,
     pub me: NodeId,
     pub lease: Mutex<Option<(Epoch, Duration)>>,
     /// Answers lost after the proposal took effect.
@@ -132,6 +133,12 @@ impl Proposer for Fake {
             }
             Ok(outcome)
         })
+    }
+}
+
+impl ViewProvider for Fake {
+    fn view(&self, now: Millis) -> View {
+        View { now, ..(**self.view.borrow()).clone() }
     }
 }
 
@@ -176,7 +183,7 @@ pub fn access(me: NodeId) -> (ClusterAccess, Arc<Fake>) {
     let fake = Arc::new(Fake {
         state: watch::Sender::new(Arc::new(steady_state())),
         view: watch::Sender::new(Arc::new(view(&clock))),
-        decision: watch::Sender::new(Arc::new(DecisionInfo { reason: "all well".into(), is_controller: true })),
+        decision: watch::Sender::new(DecisionInfo { reason: "all well".into(), deciding: true }),
         me,
         lease: Mutex::new((me == DC1).then_some((Epoch(1), Duration::from_secs(2)))),
         lose_answers: Mutex::default(),
@@ -189,7 +196,7 @@ pub fn access(me: NodeId) -> (ClusterAccess, Arc<Fake>) {
         me: NodeName(format!("dc{}", me.0)),
         clock,
         state: fake.state.subscribe(),
-        view: fake.view.subscribe(),
+        view: fake.clone(),
         decision: fake.decision.subscribe(),
         events: Arc::new(EventLog::default()),
         proposer: fake.clone(),

@@ -116,7 +116,7 @@ async fn an_unknown_lag_is_not_taken_for_a_small_one() {
 async fn liveness_follows_the_agent_s_loop() {
     let server = start(DC1).await;
     assert_eq!(server.code("/liveness").await, 200);
-    server.fake.view.send_modify(|v| Arc::make_mut(v).now = Millis(0));
+    server.fake.view.send_modify(|v| Arc::make_mut(v).observations.get_mut(&DC1).unwrap().at = Millis(0));
     assert_eq!(server.code("/liveness").await, 503);
 }
 

@@ -123,6 +123,19 @@ fn a_node_without_quorum_says_so_first() {
 }
 
 #[test]
+fn a_follower_that_does_not_hear_its_leader_has_no_quorum() {
+    let status = document(DC2, |_, view| silence(view, DC1));
+    assert!(!status.quorum, "it still names dc1 as the Raft leader, and is cut off from it");
+}
+
+#[test]
+fn a_node_that_does_not_decide_says_what_it_would_decide() {
+    let (access, fake) = access(DC2);
+    fake.decision.send_replace(trilithon::agent::DecisionInfo { reason: "long ago".into(), deciding: false });
+    assert_eq!(status(&access.snapshot()).reason, "all well");
+}
+
+#[test]
 fn phases_roles_and_reasons_are_told_in_names() {
     let status = document(DC1, |state, _| {
         state.paused = true;
@@ -133,7 +146,7 @@ fn phases_roles_and_reasons_are_told_in_names() {
     let dc3 = member(&status, "dc3");
     assert_eq!((dc3.role.as_str(), dc3.state.as_str(), dc3.sync.as_deref()), ("witness", "running", None));
     let (access, fake) = access(DC1);
-    let decision = trilithon::api::DecisionInfo { reason: "switchover to n2 waits: n2, not now".into(), is_controller: true };
-    fake.decision.send_replace(Arc::new(decision));
+    let reason = "switchover to n2 waits: n2, not now".into();
+    fake.decision.send_replace(trilithon::agent::DecisionInfo { reason, deciding: true });
     assert_eq!(trilithon::api::status(&access.snapshot()).reason, "switchover to dc2 waits: dc2, not now");
 }
