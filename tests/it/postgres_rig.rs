@@ -17,7 +17,8 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// Another version's binaries, for `make test-versions`.
 pub fn bin_dir() -> Option<PathBuf> {
-    std::env::var_os("TRILITHON_TEST_PG_BIN").map(PathBuf::from)
+    let named = std::env::var_os("TRILITHON_TEST_PG_BIN").or_else(|| std::env::var_os("TRILITHON_POSTGRES__BIN_DIR"));
+    named.map(PathBuf::from)
 }
 
 /// A port that was free a moment ago.
