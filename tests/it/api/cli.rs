@@ -79,7 +79,7 @@ async fn listings_answer_in_both_forms() {
 async fn a_switchover_shows_progress_and_its_outcome() {
     let served = serve(DC1, RoleSource::Certificate).await;
     let finishing = async {
-        served.fake.state.subscribe().wait_for(|s| s.change.is_some()).await.unwrap();
+        served.fake.change_requested().await;
         served.fake.state.send_modify(|state| {
             let state = Arc::make_mut(state);
             state.change = None;

@@ -207,6 +207,15 @@ pub fn access(me: NodeId) -> (ClusterAccess, Arc<Fake>) {
     (access, fake)
 }
 
+impl Fake {
+    /// Wait, for a bounded time, until a change of primary was asked for.
+    pub async fn change_requested(&self) -> PlannedChange {
+        let mut state = self.state.subscribe();
+        let asked = tokio::time::timeout(Duration::from_secs(20), state.wait_for(|s| s.change.is_some())).await;
+        asked.expect("a change is asked for in time").unwrap().change.unwrap()
+    }
+}
+
 /// A node's Admin service on loopback.
 pub struct Served {
     pub fake: Arc<Fake>,

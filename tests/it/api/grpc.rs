@@ -56,7 +56,7 @@ async fn a_switchover_waits_until_the_cluster_is_steady_again() {
     let request = SwitchoverRequest { request_id: id(3), to: Some("dc2".into()) };
     let mut stream = served.client.switchover(request).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap().unwrap().message, "switching over to dc2");
-    let change = served.fake.state.subscribe().wait_for(|s| s.change.is_some()).await.unwrap().change.unwrap();
+    let change = served.fake.change_requested().await;
     assert_eq!((change.to, change.kind), (NodeId(2), ChangeKind::Switchover));
     served.fake.state.send_modify(|state| {
         let mut next = (**state).clone();

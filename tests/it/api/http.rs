@@ -202,7 +202,7 @@ async fn actions_need_the_token() {
     assert!(server.fake.proposals.lock().unwrap().is_empty());
     let asking = server.ask("POST", "/switchover", token, r#"{"candidate":"dc2"}"#);
     let finishing = async {
-        server.fake.state.subscribe().wait_for(|s| s.change.is_some()).await.unwrap();
+        server.fake.change_requested().await;
         server.fake.state.send_modify(|state| {
             let state = Arc::make_mut(state);
             state.change = None;
