@@ -11,6 +11,9 @@ use trilithon::types::{Epoch, Millis, NodeId, Revision, Timeline};
 
 const DC2: NodeId = NodeId(2);
 
+/// What a test does to the steady cluster.
+type Change = dyn Fn(&mut ClusterState, &mut View);
+
 /// The document that node `me` gives after these changes to the steady cluster.
 fn document(me: NodeId, change: impl FnOnce(&mut ClusterState, &mut View)) -> ClusterStatus {
     let (access, fake) = access(me);
@@ -59,7 +62,7 @@ fn the_steady_document_has_the_promised_keys_and_values() {
 #[test]
 fn writes_count_as_accepted_only_with_lease_phase_role_and_proof() {
     assert!(document(DC2, |_, _| ()).writable);
-    let refused: [(&str, &dyn Fn(&mut ClusterState, &mut View)); 6] = [
+    let refused: [(&str, &Change); 6] = [
         ("promoting", &|s, _| s.phase = Phase::Promoting { candidate: DC1 }),
         ("draining", &|s, _| s.phase = Phase::Draining { from: DC1, to: DC2 }),
         ("lease old", &|_, v| v.lease_seen = Millis(0)),
@@ -97,7 +100,7 @@ fn positions_of_two_timelines_are_not_compared() {
 
 #[test]
 fn dangerous_states_are_warned_about() {
-    let warned = |change: &dyn Fn(&mut ClusterState, &mut View)| document(DC1, change).warnings.join("\n");
+    let warned = |change: &Change| document(DC1, change).warnings.join("\n");
     let solo = warned(&|s, _| s.rules = vec![SyncRule::new(DC1, [], 0)]);
     assert!(solo.contains("solo writes: no standby confirms commits, so losing the disk of dc1 loses acknowledged writes"), "{solo}");
     let few = warned(&|_, v| [DC2, NodeId(3)].into_iter().for_each(|n| silence(v, n)));
