@@ -172,12 +172,15 @@ impl Session {
         let topology = self.shared.topology();
         let place = Place { me: self.shared.node, datacenter: &self.shared.datacenter, max_lag_bytes: self.shared.config.max_lag_bytes };
         let busy = |node| self.shared.outstanding(&self.me.database, &self.me.user, node);
+        let shunned = |node| self.shared.is_shunned(node);
         let primary = open.map(|(node, _)| node);
-        let node = match want {
-            Want::Primary => primary?,
-            Want::Reader => choose(&topology, place, None, busy).or(primary)?,
-            Want::Any => choose(&topology, place, primary, busy).or(primary)?,
+        let near = match want {
+            Want::Primary => primary,
+            Want::Reader => choose(&topology, place, None, shunned, busy),
+            Want::Any => choose(&topology, place, primary, shunned, busy),
         };
+        // Rather the primary than a standby that does not answer.
+        let node = near.filter(|node| !shunned(*node)).or(primary).or(near)?;
         let is_primary = Some(node) == primary;
         let writes = is_primary && want != Want::Reader;
         Some(Goal {
@@ -193,7 +196,7 @@ impl Session {
     /// A standby that could serve this client.
     pub fn reader_node(&self) -> Option<NodeId> {
         let place = Place { me: self.shared.node, datacenter: &self.shared.datacenter, max_lag_bytes: self.shared.config.max_lag_bytes };
-        choose(&self.shared.topology(), place, None, |_| 0)
+        choose(&self.shared.topology(), place, None, |_| false, |_| 0)
     }
 
     /// Opens the connection if need be, and passes the gate last, so that nobody is counted as open who only waits.
@@ -251,7 +254,10 @@ impl Session {
             Err(ConnectError::Protocol { address, what }) => {
                 Err(Attempt::Refused { code: "08001".to_owned(), message: format!("{address} does not speak as expected: {what}") })
             }
-            Err(error) => Err(Attempt::Again { reason: error.to_string() }),
+            Err(error) => {
+                self.shared.shun(goal.node);
+                Err(Attempt::Again { reason: error.to_string() })
+            }
         }
     }
 

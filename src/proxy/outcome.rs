@@ -60,6 +60,11 @@ impl Session {
             drop(held);
             return self.run_again(replay, Want::Any).await;
         }
+        if held.inbox.is_mid_message() {
+            // Half a message may have been forwarded: nothing can be said behind it.
+            return Err(End::Quiet);
+        }
+        self.out.extend_from_slice(held.inbox.ready());
         let fate = self.tracker.fate(held.link.to_primary);
         tracing::info!(node = %held.link.node, epoch = %held.link.epoch, ?fate, "server lost under a client");
         let kept = !self.pinned && !self.statements.has_named();
@@ -70,13 +75,11 @@ impl Session {
                 code: "57P01",
                 message: "terminating connection because the server with this session's state was lost; connect again".to_owned(),
             }),
-            Fate::NotApplied if kept && !is_cut_in_two(&held) => {
-                self.out.extend_from_slice(held.inbox.ready());
+            Fate::NotApplied if kept => {
                 self.tell_not_applied(held.link.cut_by());
                 Ok(())
             }
-            // The session's state went with the server, or half a message was forwarded.
-            Fate::NotApplied if is_cut_in_two(&held) => Err(End::Quiet),
+            // The session's state went with the server.
             Fate::NotApplied => Err(End::Fatal { code: "40001", message: not_applied_message(held.link.cut_by(), true).to_owned() }),
         }
     }
@@ -236,10 +239,6 @@ impl Session {
 
 fn is_plain_end(kind: Kind) -> bool {
     matches!(kind, Kind::Commit { plain: true } | Kind::Rollback { plain: true })
-}
-
-fn is_cut_in_two(held: &Held) -> bool {
-    held.inbox.is_mid_message()
 }
 
 fn not_applied_message(cut: Cut, in_block: bool) -> &'static str {

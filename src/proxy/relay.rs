@@ -88,6 +88,9 @@ impl Session {
                 buffers::detach(&mut self.inbox);
             } else if stop == Stop::Goodbye && self.tracker.is_settled() {
                 return Err(End::Quiet);
+            } else if stop == Stop::Unsettled && self.tracker.is_settled() {
+                // What it waited for has come, and the transaction goes on.
+                continue;
             }
             let interest = Interest {
                 client_read: server_done && stop == Stop::Empty,

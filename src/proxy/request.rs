@@ -100,6 +100,9 @@ impl Statements {
     }
 }
 
+/// What statements begin with that grow long by their data.
+const LONG: [&str; 7] = ["insert", "update", "delete", "merge", "select", "with", "copy"];
+
 /// A hash of the statements in a unit's messages, without their constants and layout.
 #[must_use]
 pub fn fingerprint(unit: &[u8], backslash_escapes: bool) -> u64 {
@@ -188,7 +191,12 @@ impl Session {
     /// Judges the text of a Query or Parse; one that has not arrived in full is opaque.
     #[must_use]
     pub fn judge(&self, frame: &Frame, text: &[u8]) -> Class {
-        if !frame.is_complete() || self.has_opaque_encoding() {
+        if !frame.is_complete() {
+            // Long texts are data: one that begins as a statement on data is not suspected of a SET behind its first quarter megabyte.
+            let data = Lexer::new(text, self.backslash_escapes).next().is_some_and(|first| LONG.iter().any(|word| first.is(word)));
+            return Class { kind: Kind::Opaque, pins: !data };
+        }
+        if self.has_opaque_encoding() {
             return Class::OPAQUE;
         }
         classify(text, self.backslash_escapes)

@@ -13,16 +13,20 @@ use super::stats::{PoolStats, Stats};
 use super::{Control, Inputs};
 use crate::cluster::{Topology, WriteGate};
 use crate::telemetry::Clock;
-use crate::types::NodeId;
+use crate::types::{Millis, NodeId};
 use rand::Rng;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Statements known to write although their text looks like a read; beyond it all are forgotten and learned again.
 const LEARNED_MAX: usize = 4096;
+
+/// How long a node that did not answer is passed over.
+const SHUN: Duration = Duration::from_secs(1);
 
 /// Greetings kept; beyond it all are forgotten.
 const GREETINGS_MAX: usize = 1024;
@@ -50,6 +54,8 @@ pub struct Shared {
     greetings: Mutex<HashMap<Greeting, Arc<Parameters>>>,
     learned: RwLock<HashSet<u64>>,
     has_learned: AtomicBool,
+    shunned: Mutex<HashMap<NodeId, Millis>>,
+    has_shunned: AtomicBool,
 }
 
 /// What decides the settings that a client is told at login.
@@ -91,6 +97,8 @@ impl Shared {
             greetings: Mutex::default(),
             learned: RwLock::default(),
             has_learned: AtomicBool::new(false),
+            shunned: Mutex::default(),
+            has_shunned: AtomicBool::new(false),
         }
     }
 
@@ -219,6 +227,25 @@ impl Shared {
         }
         learned.insert(fingerprint);
         self.has_learned.store(true, Relaxed);
+    }
+
+    /// A node refused a connection or did not answer: reads go elsewhere for a moment, until the topology knows better.
+    pub fn shun(&self, node: NodeId) {
+        locked(&self.shunned).insert(node, self.clock.now().after(SHUN));
+        self.has_shunned.store(true, Relaxed);
+    }
+
+    /// Whether the node is shunned now.
+    #[must_use]
+    pub fn is_shunned(&self, node: NodeId) -> bool {
+        if !self.has_shunned.load(Relaxed) {
+            return false;
+        }
+        let mut shunned = locked(&self.shunned);
+        let now = self.clock.now();
+        shunned.retain(|_, until| *until > now);
+        self.has_shunned.store(!shunned.is_empty(), Relaxed);
+        shunned.contains_key(&node)
     }
 
     /// A snapshot.

@@ -124,6 +124,36 @@ async fn each_client_has_the_settings_it_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_go_past_a_dead_standby_before_the_topology_knows() {
+    let mut pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    let client = through(front.auto()).await;
+    client.simple_query("select 1").await.expect("on the standby");
+    pair.standby.stop(rustix::process::Signal::QUIT);
+    for _ in 0..3 {
+        let read = tokio::time::timeout(Duration::from_secs(5), client.simple_query("select count(*) from pg_class")).await;
+        read.expect("at once").expect("on the primary");
+    }
+    let reader = through(front.standby()).await;
+    assert_eq!(code(reader.simple_query("create table t (a int)").await), "25006", "read-only, although it is the primary");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_goes_on_behind_a_chained_transaction() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    for port in [front.primary(), front.auto()] {
+        let client = through(port).await;
+        let texts = ["begin", "select 1", "commit and chain", "select 2", "rollback", "begin", "select 3", "commit", "select 4"];
+        let all = future::join_all(texts.iter().map(|text| client.simple_query(text)));
+        let answers = tokio::time::timeout(Duration::from_secs(10), all).await.expect("each is answered");
+        for (text, answer) in texts.iter().zip(answers) {
+            answer.unwrap_or_else(|error| panic!("{text}: {error}"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn session_mode_keeps_one_server_for_each_client() {
     let pair = Pair::start();
     let front = Front::start(&pair, |config| {
