@@ -372,6 +372,9 @@ impl Session {
         self.slot.set_stage(if self.tracker.status() == TxStatus::Idle { Stage::Single } else { Stage::Block });
         if self.tracker.is_idle() {
             self.statements.transaction_ended();
+            // The transaction is over; one that follows on this connection passes the gate anew (INV-11), even if the client has not
+            // read all of this answer yet.
+            self.holding().passage = None;
         }
     }
 
