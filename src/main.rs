@@ -21,6 +21,8 @@ struct Cli {
 enum Verb {
     #[command(flatten)]
     Admin(cli::Verb),
+    /// One datacenter's process, in the foreground.
+    Node(node::Args),
     /// Three datacenters on this machine, until Ctrl-C.
     #[command(after_help = "Example:\n  trilithon demo\n  trilithon demo --kill dc1")]
     Demo(node::demo::Args),
@@ -29,6 +31,7 @@ enum Verb {
 fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Admin(verb) => cli::run(verb),
+        Verb::Node(args) => node::run(&args),
         Verb::Demo(args) => node::demo::run(&args).unwrap_or_else(|error| {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -21,11 +21,13 @@ mod promise;
 mod turn;
 mod upkeep;
 mod view;
+mod witness;
 
 pub use controller::{Controller, DecisionInfo};
 pub use lease::{Fence, LeaseCell, LeaseKeeper};
 pub use marks::Marks;
 pub use probe::refusing;
 pub use promise::{Promise, PromiseError};
-pub use turn::{Agent, AgentError, Requests};
+pub use turn::{Agent, AgentError, Obeyed, Requests};
 pub use view::ViewSource;
+pub use witness::Witness;

@@ -10,7 +10,7 @@ use crate::consensus::Handle;
 use crate::ha::{Action, LocalState, NodeObservation, StepReason, Upstream, converge};
 use crate::postgres::{Instance, Postmaster};
 use crate::telemetry::Clock;
-use crate::types::NodeId;
+use crate::types::{NodeId, Revision};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +30,9 @@ pub enum AgentError {
     Promise(#[from] PromiseError),
 }
 
+/// The newest revision that this node's proxy obeys, and the transactions that it has open on a primary that drains. `None`: no proxy.
+pub type Obeyed = Option<(Revision, u64)>;
+
 /// What others may ask of the agent.
 #[derive(Debug)]
 pub enum Requests {
@@ -48,8 +51,8 @@ pub struct Agent {
     pub view: Arc<ViewSource>,
     /// Told to the peers.
     pub observation: watch::Sender<NodeObservation>,
-    /// Transactions open on the primary through this node's proxy.
-    pub in_flight: watch::Receiver<u64>,
+    /// What this node's proxy acts on; see [`Obeyed`].
+    pub proxy: watch::Receiver<Obeyed>,
     /// Peers that refuse connections, as this node sees it.
     pub refused: watch::Receiver<BTreeSet<NodeId>>,
     /// This node stops soon.
@@ -139,14 +142,17 @@ impl Loop {
     }
 
     fn tell(&self, s: &ClusterState, local: &LocalState, reason: &StepReason) {
+        let proxy = *self.agent.proxy.borrow();
         let rest = NodeObservation {
             drain_committed: self.flight.as_ref().is_some_and(|f| f.committed.load(Ordering::Acquire)),
             leaving: *self.agent.leaving.borrow(),
-            proxy_in_flight: *self.agent.in_flight.borrow(),
+            proxy_in_flight: proxy.map_or(0, |(_, in_flight)| in_flight),
             refused: self.agent.refused.borrow().clone(),
             ..NodeObservation::default()
         };
-        let observation = observe::observation(s, local, reason.to_string(), rest);
+        let mut observation = observe::observation(s, local, reason.to_string(), rest);
+        // A drain must not end before the proxy has heard of it (INV-11).
+        observation.revision = proxy.map_or(s.revision, |(obeyed, _)| obeyed.min(s.revision));
         self.agent.view.seen(observation.clone(), self.agent.clock.now());
         self.agent.observation.send_replace(observation);
     }
@@ -279,7 +285,7 @@ struct Wake {
     observed: watch::Receiver<u64>,
     lease: watch::Receiver<u64>,
     exits: watch::Receiver<Postmaster>,
-    in_flight: watch::Receiver<u64>,
+    proxy: watch::Receiver<Obeyed>,
     refused: watch::Receiver<BTreeSet<NodeId>>,
     leaving: watch::Receiver<bool>,
 }
@@ -291,7 +297,7 @@ impl Wake {
             observed: agent.view.subscribe(),
             lease: agent.lease.subscribe(),
             exits: agent.postgres.postmaster(),
-            in_flight: agent.in_flight.clone(),
+            proxy: agent.proxy.clone(),
             refused: agent.refused.clone(),
             leaving: agent.leaving.clone(),
         }
@@ -307,7 +313,7 @@ impl Wake {
                 _ = self.states.changed() => return,
                 _ = self.lease.changed() => return,
                 _ = self.exits.changed() => return,
-                _ = self.in_flight.changed() => return,
+                _ = self.proxy.changed() => return,
                 _ = self.refused.changed() => return,
                 _ = self.leaving.changed() => return,
                 // Of the peers' news only the primary's own story concerns this node's next step.

@@ -189,7 +189,7 @@ pub async fn start(
     config: Config,
     listener: TcpListener,
     observation: watch::Receiver<NodeObservation>,
-    routes: impl FnOnce(&Handle) -> Routes,
+    routes: impl AsyncFnOnce(&Handle) -> Routes,
 ) -> Result<Node, StartError> {
     let shared = Arc::new(open(config, &listener).await?);
     let handle = Handle::new(shared.clone());
@@ -201,7 +201,7 @@ pub async fn start(
     if let Some(tls) = &shared.config.tls {
         server = server.tls_config(tls.server())?;
     }
-    let router = server.add_routes(routes(&handle)).add_service(PeerService::server(shared.clone()));
+    let router = server.add_routes(routes(&handle).await).add_service(PeerService::server(shared.clone()));
     let incoming = TcpListenerStream::new(listener);
     let stop = shared.cancel.clone().cancelled_owned();
 

@@ -1,3 +1,63 @@
-//! Reserved: see DESIGN §3.
+//! One datacenter's process: puts the parts together, keeps them running, and ends them in order.
+//!
+//! ```text
+//!   open ──► sockets, data directory, certificates        refused here: nothing was touched
+//!   assemble ──► consensus ──► (a member at last) ──► agent, lease, controller, proxy
+//!   supervise ──► a part that ends by itself ends the node; SIGTERM ends it in order (stop)
+//! ```
+//! Here alone tasks of different parts meet, so here alone they are spawned and watched. Deliberately absent: decisions; and any
+//! repair in place: a part that broke ends the process, Postgres fenced first where its right to serve is in doubt, and whoever
+//! supervises the process starts it again.
+//!
+//! Entry points: [`run`] for `trilithon node`, [`demo::run`] for `trilithon demo`.
 
+mod assemble;
+mod data_dir;
 pub mod demo;
+mod feeds;
+mod open;
+mod proxy;
+mod reload;
+mod start;
+mod stop;
+mod supervise;
+
+use crate::config::Config;
+use crate::telemetry;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// One datacenter's process, in the foreground.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  trilithon node --config /etc/trilithon/dc1.toml")]
+pub struct Args {
+    /// The node's configuration; `trilithon config init` writes one.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Threads of everything but the proxy and the lease, which have their own: the work is small and mostly waiting.
+const WORKERS: usize = 2;
+
+/// Run until a signal, or until a part breaks. What went wrong is on stderr.
+#[must_use]
+pub fn run(args: &Args) -> ExitCode {
+    match try_run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The log may be JSON, or not set up yet; a person at the terminal reads this line.
+            anstream::eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
+    let log = telemetry::init_logging(config.telemetry.format, &config.telemetry.level)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let result = runtime.block_on(supervise::run(config, &args.config, log));
+    // Tasks that hang in a system call must not hold up the end.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    result
+}

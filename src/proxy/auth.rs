@@ -152,7 +152,7 @@ impl Connection {
     pub async fn open(control: &Control, host: &str, port: u16) -> Result<Connection, tokio_postgres::Error> {
         let mut config = Config::new();
         config.host(host).port(port).user(&control.user).dbname("postgres").application_name("trilithon proxy");
-        if let Some(password) = &control.password {
+        if let Some(password) = (control.password)() {
             config.password(password);
         }
         let (client, connection) = config.connect(NoTls).await?;

@@ -72,9 +72,12 @@ pub struct Control {
     pub local_host: Option<String>,
     pub local_port: u16,
     pub user: String,
-    /// Needed wherever pg_hba.conf asks for one.
-    pub password: Option<String>,
+    /// Asked at each connection: a new cluster agrees on its passwords while its proxies listen already.
+    pub password: Password,
 }
+
+/// The control user's password, once it is known. Must not block.
+pub type Password = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// Why the proxy did not start, or stopped by itself.
 #[derive(Debug, Error)]

@@ -182,7 +182,7 @@ impl Site {
     }
 
     async fn run(&mut self, config: Config) {
-        let node = consensus::start(config, listen(self.listen), self.observation.subscribe(), |_| Routes::default()).await.unwrap();
+        let node = consensus::start(config, listen(self.listen), self.observation.subscribe(), async |_: &_| Routes::default()).await.unwrap();
         self.node = Some(node);
     }
 
@@ -463,7 +463,7 @@ async fn plaintext_beyond_this_machine_is_refused() {
     let config = cluster.config(0, Bootstrap::New);
     let site = &cluster.sites[0];
     let listener = listen(site.listen);
-    let error = consensus::start(config, listener, site.observation.subscribe(), |_| Routes::default()).await.err().unwrap();
+    let error = consensus::start(config, listener, site.observation.subscribe(), async |_: &_| Routes::default()).await.err().unwrap();
     let text = error.to_string();
     assert!(text.contains("192.0.2.7:7432") && text.contains("[api.tls]"), "{text}");
 }

@@ -204,7 +204,7 @@ impl Front {
                 local_host: Some(pair.dir.path().display().to_string()),
                 local_port: pair.standby.port,
                 user: "postgres".into(),
-                password: Some(PASSWORD.into()),
+                password: Arc::new(|| Some(PASSWORD.into())),
             },
             clock: Clock::default(),
             shutdown: shutdown.clone(),

@@ -1,0 +1,110 @@
+//! What flows between the parts: observations to whoever decides, the topology to the proxy, suspects to the prober.
+
+use crate::agent::{ViewSource, refusing};
+use crate::cluster::{ClusterState, MemberKind, Topology};
+use crate::consensus::{Failure, Handle};
+use crate::ha::{PostgresState, Role, View};
+use crate::telemetry::Clock;
+use crate::types::{Millis, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Ages of observations are looked at this often, when nothing else happens.
+const TOPOLOGY_TICK: Duration = Duration::from_millis(500);
+/// A standby that has been silent for this long gets no reads.
+const READABLE_MAX_AGE: Duration = Duration::from_secs(2);
+/// A peer that refuses is asked again this often: its death must be seen by everybody before it counts.
+const PROBE_EVERY: Duration = Duration::from_millis(100);
+
+/// The peers' observations, as they arrive, into `view`. The own one gets there directly.
+pub async fn observations(me: NodeId, consensus: Handle, view: Arc<ViewSource>) {
+    let mut observed = consensus.observations();
+    let mut known: BTreeMap<NodeId, Millis> = BTreeMap::new();
+    while observed.changed().await.is_ok() {
+        let all = observed.borrow_and_update().clone();
+        for (node, seen) in all.iter().filter(|(node, _)| **node != me) {
+            if known.insert(*node, seen.at) != Some(seen.at) {
+                view.seen(seen.observation.clone(), seen.at);
+            }
+        }
+        let gone: Vec<NodeId> = known.keys().filter(|node| !all.contains_key(node)).copied().collect();
+        for node in gone {
+            known.remove(&node);
+            view.forget(node);
+        }
+    }
+}
+
+/// The proxy's whole view of the cluster, again whenever state or observations change it.
+pub async fn topology(consensus: Handle, view: Arc<ViewSource>, clock: Clock, told: watch::Sender<Arc<Topology>>) {
+    let mut states = consensus.state();
+    let mut seen = view.subscribe();
+    loop {
+        let state = states.borrow_and_update().clone();
+        let topology = Topology::derive(&state, &readable(&state, &view.view(clock.now())));
+        told.send_if_modified(|known| {
+            let changed = **known != topology;
+            if changed {
+                *known = Arc::new(topology);
+            }
+            changed
+        });
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() { return },
+            changed = seen.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(TOPOLOGY_TICK) => {}
+        }
+    }
+}
+
+/// Standbys that run and are heard, with the bytes that each has yet to replay. An isolated one still serves its own datacenter.
+fn readable(state: &ClusterState, view: &View) -> BTreeMap<NodeId, Option<u64>> {
+    let ahead = state.primary().and_then(|primary| view.fresh(primary, READABLE_MAX_AGE)).map(|o| &o.postgres);
+    let standby = |node: NodeId| {
+        let facts = &view.fresh(node, READABLE_MAX_AGE)?.postgres;
+        let serves = facts.state == PostgresState::Running && facts.role == Some(Role::Standby);
+        let comparable = ahead.filter(|ahead| ahead.timeline == facts.timeline);
+        let replayed = facts.replayed.or(facts.position.map(|p| p.lsn));
+        let lag = comparable.and_then(|ahead| Some(replayed?.behind(ahead.position?.lsn)));
+        serves.then_some((node, lag))
+    };
+    state.data_members().filter_map(standby).collect()
+}
+
+/// Peers whose process refuses: do their Postgres refuse too?
+pub async fn suspects(consensus: Handle, view: Arc<ViewSource>, told: watch::Sender<BTreeSet<NodeId>>) {
+    let mut reach = consensus.reach();
+    loop {
+        let suspects = refused_by_process(&consensus, &reach);
+        let dead = if suspects.is_empty() { BTreeSet::new() } else { refusing(&suspects).await };
+        let changed = told.send_if_modified(|known| {
+            let changed = *known != dead;
+            *known = dead;
+            changed
+        });
+        if changed {
+            view.poke();
+        }
+        let pause = if suspects.is_empty() { None } else { Some(PROBE_EVERY) };
+        tokio::select! {
+            changed = reach.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+        }
+    }
+}
+
+fn refused_by_process(
+    consensus: &Handle,
+    reach: &watch::Receiver<Arc<BTreeMap<NodeId, crate::consensus::Reach>>>,
+) -> BTreeMap<NodeId, (String, String)> {
+    let state = consensus.state().borrow().clone();
+    let reach = reach.borrow().clone();
+    let refused = reach.iter().filter(|(_, reach)| reach.state == Err(Failure::Refused)).map(|(node, _)| *node);
+    let addresses = |node: NodeId| {
+        let member = state.members.get(&node).filter(|m| m.kind == MemberKind::Data)?;
+        Some((node, (member.addresses.grpc.clone(), member.addresses.postgres.clone())))
+    };
+    refused.filter_map(addresses).collect()
+}
