@@ -96,9 +96,13 @@ pub async fn execute(deps: Deps, state: Arc<ClusterState>, action: Action) -> Re
         Action::InitDb => init_db(&deps, &state).await?,
         Action::StartDetached => start_detached(&deps, &state).await?,
         Action::Stop => pg.stop(STOP_TIMEOUT).await?,
-        Action::Follow { primary, epoch } => pg.follow(upstream(&state, primary, epoch)?, state.system).await?,
+        Action::Follow { primary, epoch } => {
+            let upstream = upstream(&state, primary, epoch)?;
+            or_clone(pg.follow(upstream, state.system).await)?;
+            or_clone(pg.await_recovery().await)?;
+        }
         Action::Clone { primary } => pg.copy_from(&upstream(&state, primary, state.epoch)?, state.system).await?,
-        Action::Rewind { primary } => rewind(&deps, &state, primary).await?,
+        Action::Rewind { primary } => or_clone(pg.rewind(&upstream(&state, primary, state.epoch)?, state.system).await)?,
         Action::Promote { epoch, timeline, rule } => {
             pg.promote(epoch, timeline, &rule, Duration::from_millis(state.settings.promotion_timeout_ms)).await?;
         }
@@ -123,11 +127,9 @@ async fn acquire(deps: &Deps, state: &ClusterState, epoch: Epoch) -> Result<(), 
     Ok(())
 }
 
-async fn rewind(deps: &Deps, state: &ClusterState, primary: NodeId) -> Result<(), ExecuteError> {
-    match deps.postgres.rewind(&upstream(state, primary, state.epoch)?, state.system).await {
-        Err(error) if error.needs_clone() => Err(ExecuteError::CloneNeeded(error.to_string())),
-        other => Ok(other?),
-    }
+/// The one failure that another kind of step repairs.
+fn or_clone(result: Result<(), postgres::PostgresError>) -> Result<(), ExecuteError> {
+    result.map_err(|error| if error.needs_clone() { ExecuteError::CloneNeeded(error.to_string()) } else { error.into() })
 }
 
 /// Initialises once: an attempt that broke off after initdb left a database, and the next step is to start it.
@@ -145,7 +147,8 @@ async fn start_detached(deps: &Deps, state: &ClusterState) -> Result<(), Execute
         agree_on_secrets(deps, state).await?;
         deps.postgres.adopt_directory().await?;
     }
-    Ok(deps.postgres.start_detached(state.system).await?)
+    or_clone(deps.postgres.start_detached(state.system).await)?;
+    or_clone(deps.postgres.await_recovery().await)
 }
 
 /// The passwords are part of the replicated state before any database knows them: whoever takes over finds them there.

@@ -40,6 +40,9 @@ fn lack(snapshot: &Snapshot, node: NodeId) -> Option<&'static str> {
         return Some("is fenced");
     }
     let Some(heard) = snapshot.heard(node) else { return Some("does not answer") };
+    if heard.leaving {
+        return Some("is stopping");
+    }
     let facts = &heard.postgres;
     let streams = facts.state == PostgresState::Running && facts.role == Some(Role::Standby) && facts.streaming_from.is_some();
     (!streams).then_some("does not stream from the primary")

@@ -5,9 +5,9 @@
 
 use super::{
     Adopted, CalledOff, ChangeKind, ClusterState, Command, ElectionCall, ElectionCause, HistoryEntry, Lease, Member, MemberKind, Phase,
-    PlannedChange, Proposal, SyncRule, TimelineClaim,
+    PlannedChange, Proposal, Settings, SyncRule, TimelineClaim,
 };
-use crate::types::{Epoch, Lsn, NodeId, RequestId, Revision};
+use crate::types::{ClusterId, Epoch, Lsn, NodeId, RequestId, Revision, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -85,15 +85,7 @@ fn is_lease_traffic(command: &Command) -> bool {
 
 fn transition(s: &mut ClusterState, proposal: &Proposal) -> Result<(), Rejection> {
     match &proposal.command {
-        Command::Create { cluster, name, members, settings } => {
-            ensure(s.cluster.is_none(), || "the cluster exists already".into())?;
-            s.cluster = Some(*cluster);
-            s.name.clone_from(name);
-            s.members = members.iter().cloned().collect();
-            s.next_node = NodeId(members.iter().map(|(n, _)| n.0).max().unwrap_or(0) + 1);
-            s.settings = settings.clone();
-            Ok(())
-        }
+        Command::Create { cluster, name, members, settings } => create(s, *cluster, name, members, settings),
         Command::AcquireLease { node, epoch } => acquire_lease(s, *node, *epoch),
         Command::RenewLease { node, epoch } => {
             ensure_holder(s, *node, *epoch)?;
@@ -121,15 +113,7 @@ fn transition(s: &mut ClusterState, proposal: &Proposal) -> Result<(), Rejection
             s.phase = Phase::Empty;
             Ok(())
         }
-        Command::FinishBootstrap { node, system, timeline, lsn: _, rule } => {
-            ensure(s.phase == Phase::Bootstrapping { node: *node }, || format!("{node} is not initialising the database"))?;
-            ensure(rule.primary == *node, || "the first rule must name the member that initialised".into())?;
-            s.system = Some(*system);
-            s.timelines.0 = vec![TimelineClaim { timeline: *timeline, epoch: s.epoch, node: *node, settled: true }];
-            only_rule(s, rule);
-            begin_election(s, Some(*node), ElectionCause::Bootstrap, false);
-            Ok(())
-        }
+        Command::FinishBootstrap { node, system, timeline, lsn: _, rule } => finish_bootstrap(s, *node, *system, *timeline, rule),
         Command::RequestSwitchover { to } => request_change(s, *to, ChangeKind::Switchover, proposal.request),
         Command::RequestFailover { to, accept_loss } => {
             request_change(s, *to, ChangeKind::Failover { accept_loss: *accept_loss }, proposal.request)
@@ -164,19 +148,45 @@ fn transition(s: &mut ClusterState, proposal: &Proposal) -> Result<(), Rejection
         }
         Command::Fence { node, fenced } => fence(s, *node, *fenced),
         Command::AdmitMember { member, replaces } => admit(s, member, *replaces),
-        Command::UpdateMember { node, member } => {
-            let known = s.members.get_mut(node).ok_or_else(|| unknown_member(*node))?;
-            ensure(known.name == member.name, || format!("{node} is called {}, not {}", known.name, member.name))?;
-            *known = member.clone();
-            Ok(())
-        }
-        Command::RemoveMember { node } => {
-            ensure(s.primary() != Some(*node), || format!("{} is the primary; switch over first", s.name_of(*node)))?;
-            s.members.remove(node).ok_or_else(|| unknown_member(*node))?;
-            s.fences.remove(node);
-            Ok(())
-        }
+        Command::UpdateMember { node, member } => update_member(s, *node, member),
+        Command::RemoveMember { node } => remove_member(s, *node),
     }
+}
+
+// ---- the cluster and its members
+
+fn create(s: &mut ClusterState, cluster: ClusterId, name: &str, members: &[(NodeId, Member)], settings: &Settings) -> Result<(), Rejection> {
+    ensure(s.cluster.is_none(), || "the cluster exists already".into())?;
+    s.cluster = Some(cluster);
+    name.clone_into(&mut s.name);
+    s.members = members.iter().cloned().collect();
+    s.next_node = NodeId(members.iter().map(|(n, _)| n.0).max().unwrap_or(0) + 1);
+    s.settings = settings.clone();
+    Ok(())
+}
+
+fn finish_bootstrap(s: &mut ClusterState, node: NodeId, system: SystemId, timeline: Timeline, rule: &SyncRule) -> Result<(), Rejection> {
+    ensure(s.phase == Phase::Bootstrapping { node }, || format!("{node} is not initialising the database"))?;
+    ensure(rule.primary == node, || "the first rule must name the member that initialised".into())?;
+    s.system = Some(system);
+    s.timelines.0 = vec![TimelineClaim { timeline, epoch: s.epoch, node, settled: true }];
+    only_rule(s, rule);
+    begin_election(s, Some(node), ElectionCause::Bootstrap, false);
+    Ok(())
+}
+
+fn update_member(s: &mut ClusterState, node: NodeId, member: &Member) -> Result<(), Rejection> {
+    let known = s.members.get_mut(&node).ok_or_else(|| unknown_member(node))?;
+    ensure(known.name == member.name, || format!("{node} is called {}, not {}", known.name, member.name))?;
+    *known = member.clone();
+    Ok(())
+}
+
+fn remove_member(s: &mut ClusterState, node: NodeId) -> Result<(), Rejection> {
+    ensure(s.primary() != Some(node), || format!("{} is the primary; switch over first", s.name_of(node)))?;
+    s.members.remove(&node).ok_or_else(|| unknown_member(node))?;
+    s.fences.remove(&node);
+    Ok(())
 }
 
 // ---- the lease (INV-9) and the timeline (INV-8)

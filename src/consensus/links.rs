@@ -60,25 +60,29 @@ impl Link {
     }
 }
 
-/// All channels, by name and address.
-#[derive(Clone, Default)]
+/// All channels, by name and address. They are driven by the runtime in which this was made, whoever asks for one first: the lease's
+/// thread has a runtime of its own, which drives nothing.
+#[derive(Clone)]
 pub struct Links {
     tls: Option<Tls>,
+    runtime: tokio::runtime::Handle,
     table: Arc<Mutex<BTreeMap<Peer, Link>>>,
 }
 
 impl Links {
+    /// Must be called within the runtime that is to drive the channels.
     pub fn new(tls: Option<Tls>) -> Links {
-        Links { tls, table: Arc::default() }
+        Links { tls, runtime: tokio::runtime::Handle::current(), table: Arc::default() }
     }
 
-    /// The channels to `name` at `address`. Must be called within the runtime.
+    /// The channels to `name` at `address`.
     pub fn get(&self, name: &str, address: &str) -> Result<Link, Failure> {
         let peer = Peer { name: name.to_owned(), address: address.to_owned() };
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(link) = table.get(&peer) {
             return Ok(link.clone());
         }
+        let _driver = self.runtime.enter();
         let link = Link { raft: self.endpoint(&peer)?.connect_lazy(), general: self.endpoint(&peer)?.connect_lazy() };
         if table.len() >= LINKS_MAX {
             table.clear();

@@ -68,11 +68,17 @@ fn elect_at_loss(s: &ClusterState, v: &View, preferred: Option<NodeId>, sealed: 
     let Some(node) = preferred else {
         return hold(Reason::NotElectable { missing: missing(s, &sealable(s, v)) });
     };
-    let Some(position) = sealed.get(&node) else {
-        return hold(Reason::WaitingForPreferred { node });
-    };
-    let command = Command::Elect { candidate: node, rule: first_rule(s, node, sealed), lsn: position.lsn };
-    act(command, Reason::LossAccepted { node })
+    if let Some(position) = sealed.get(&node) {
+        let command = Command::Elect { candidate: node, rule: first_rule(s, node, sealed), lsn: position.lsn };
+        return act(command, Reason::LossAccepted { node });
+    }
+    // The named copy may never come up (its WAL's source is gone). Where the others suffice to lose nothing, the order is moot.
+    let electors: BTreeSet<NodeId> = sealed.keys().copied().collect();
+    let overdue = v.now.since(v.phase_since) > Duration::from_millis(s.settings.switchover_timeout_ms);
+    if overdue && covers(s, &electors, newest(sealed)) {
+        return act(begin(s, None, ElectionCause::CandidateLost, false), Reason::CandidateSlow { candidate: node });
+    }
+    hold(Reason::WaitingForPreferred { node })
 }
 
 fn newest(sealed: &BTreeMap<NodeId, WalPosition>) -> Option<Epoch> {

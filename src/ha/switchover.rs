@@ -17,6 +17,9 @@ pub(super) fn prepare(s: &ClusterState, v: &View, primary: NodeId, change: Plann
     if !eligible(s, to) {
         return call_off(format!("{} is fenced, a witness, or tagged nofailover", s.name_of(to)));
     }
+    if v.fresh(to, max_age(s)).is_some_and(|o| o.leaving) {
+        return call_off(format!("{} is stopping", s.name_of(to)));
+    }
     let lack = lack_of(s, v, primary, to);
     if let (Some(why), true) = (lack, late(s, v)) {
         return call_off(format!("{} was not ready in time: {why}", s.name_of(to)));

@@ -14,36 +14,48 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 /// A switchover takes a second; one that has not happened by then would find the service manager's patience at its end.
-const HAND_OVER: Duration = Duration::from_secs(7);
+const HAND_OVER: Duration = Duration::from_secs(6);
 /// The primary replaces a standby that leaves within two rounds of consensus; where it cannot, it goes on waiting for it anyhow.
 const LEAVE_RULE: Duration = Duration::from_secs(2);
 /// The proxy's own grace for transactions, and a little more.
 const PROXY: Duration = Duration::from_millis(2_500);
 /// A clean shutdown; whoever is left then is killed.
 const POSTGRES: Duration = Duration::from_secs(4);
+const AGENT: Duration = Duration::from_secs(1);
+/// All of it but consensus, which takes at most three seconds more: within the fifteen that people wait.
+const ALL: Duration = Duration::from_secs(11);
 const LEASE: Duration = Duration::from_millis(700);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A signal asked for it.
 pub async fn in_order(mut node: Node) {
     tracing::info!("node stops");
-    node.leaving.send_replace(true);
-    if let Some(me) = node.handle.node_id() {
-        if node.handle.state().borrow().primary() == Some(me) {
-            hand_over(&node).await;
-        } else {
-            leave_rule(&node, me).await;
+    if timeout(ALL, wind_down(&mut node)).await.is_err() {
+        tracing::warn!("the node did not stop in order in time");
+        if let Some(postgres) = &node.postgres {
+            postgres.emergency().immediate();
         }
-    }
-    node.stops.proxy.cancel();
-    ended(&mut node, "proxy", PROXY).await;
-    node.stops.agent.cancel();
-    ended(&mut node, "agent", Duration::from_secs(1)).await;
-    if stop_postgres(&node).await {
-        give_lease_back(&node).await;
     }
     node.stops.rest.cancel();
     node.consensus.shutdown().await;
+}
+
+async fn wind_down(node: &mut Node) {
+    node.leaving.send_replace(true);
+    if let Some(me) = node.handle.node_id() {
+        if node.handle.state().borrow().primary() == Some(me) {
+            hand_over(node).await;
+        } else {
+            leave_rule(node, me).await;
+        }
+    }
+    node.stops.proxy.cancel();
+    ended(node, "proxy", PROXY).await;
+    node.stops.agent.cancel();
+    ended(node, "agent", AGENT).await;
+    if stop_postgres(node).await {
+        give_lease_back(node).await;
+    }
 }
 
 /// A part broke. A primary must not go on without the parts that watch over its right to serve (INV-9); a standby may.

@@ -30,6 +30,8 @@ impl Instance {
         let names = self.sync_names().value();
         let (layout, run_as) = (self.layout.clone(), self.run_as.clone());
         let (model, files) = (Arc::clone(&self.model), Arc::clone(&self.files));
+        // Before the first start the files are not there yet, which is nobody's doing.
+        let runs = self.supervisor.pid().is_some();
         let mut found = blocking(move || -> Result<Vec<Drift>, Error> {
             let _writing = lock(&files);
             let rendered = Files::render(&layout, &run_as, &lock(&model))?;
@@ -37,10 +39,14 @@ impl Instance {
             let ours =
                 [(layout.config_file(), &rendered.config), (layout.hba_file(), &rendered.hba), (layout.ident_file(), &rendered.ident)];
             for (path, expected) in ours {
-                if std::fs::read_to_string(&path).map_or(true, |text| text != *expected) {
-                    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                    found.push(Drift { name, found: "edited".to_owned(), expected: "as Trilithon wrote it".to_owned() });
-                }
+                let state = match std::fs::read_to_string(&path) {
+                    Ok(text) if text == *expected => continue,
+                    Err(_) if !runs => continue,
+                    Ok(_) => "edited",
+                    Err(_) => "unreadable",
+                };
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                found.push(Drift { name, found: state.to_owned(), expected: "as Trilithon wrote it".to_owned() });
             }
             for (name, value) in strip(&layout.pgdata.join("postgresql.auto.conf"), &run_as)? {
                 let expected = expected(&rendered.config, &name).unwrap_or_else(|| "set by Trilithon".to_owned());

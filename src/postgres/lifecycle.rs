@@ -7,7 +7,7 @@ use super::conf::{Intent, StoppedAt, SyncNames, Upstream};
 use super::control::LastState;
 use super::error::Error;
 use super::instance::{Activity, Instance, QUERY_LIMIT, data_major};
-use super::process::{self, Postmaster, lock};
+use super::process::{Postmaster, lock};
 use super::procfs::{self, PidFile};
 use super::secrets::write_atomic;
 use super::tool::{blocking, within};
@@ -88,8 +88,7 @@ impl Instance {
         let watched = within(START_WATCHED, "start", async {
             loop {
                 if self.supervisor.pid().is_none() {
-                    let layout = self.layout.clone();
-                    return Err(Error::StartFailed { log: blocking(move || process::log_tail(&layout)).await });
+                    return Err(self.start_failed().await);
                 }
                 let pgdata = self.layout.pgdata.clone();
                 let status = blocking(move || PidFile::read(&pgdata)).await.and_then(|f| f.status);

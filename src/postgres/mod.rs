@@ -25,6 +25,7 @@ mod lifecycle;
 mod process;
 mod procfs;
 mod promote;
+mod recovery;
 mod rewind;
 mod rule;
 mod secrets;
