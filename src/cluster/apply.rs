@@ -155,7 +155,13 @@ fn transition(s: &mut ClusterState, proposal: &Proposal) -> Result<(), Rejection
 
 // ---- the cluster and its members
 
-fn create(s: &mut ClusterState, cluster: ClusterId, name: &str, members: &[(NodeId, Member)], settings: &Settings) -> Result<(), Rejection> {
+fn create(
+    s: &mut ClusterState,
+    cluster: ClusterId,
+    name: &str,
+    members: &[(NodeId, Member)],
+    settings: &Settings,
+) -> Result<(), Rejection> {
     ensure(s.cluster.is_none(), || "the cluster exists already".into())?;
     s.cluster = Some(cluster);
     name.clone_into(&mut s.name);

@@ -130,11 +130,11 @@ fn initialise(local: &LocalState) -> Step {
 
 /// Electing: cut the old WAL flow, whatever comes next. A crashed primary recovers first, because only then is the end of its WAL known.
 fn seal(local: &LocalState) -> Step {
-    if local.poisoned {
-        return hold(StepReason::Poisoned);
-    }
     if local.following.is_some() {
         return act(Action::Detach, StepReason::Sealing);
+    }
+    if local.poisoned {
+        return hold(StepReason::Poisoned);
     }
     match (local.postgres.state, local.postgres.position) {
         (PostgresState::Stopped, None) => act(Action::StartDetached, StepReason::UnknownPosition),

@@ -7,7 +7,7 @@ use super::facts::{
 };
 use super::reason::{act, hold};
 use super::rules::standbys_of;
-use super::{Decision, NodeObservation, PostgresState, Reason, Role, View};
+use super::{Decision, NodeObservation, PostgresState, Reason, Role, Seal, View};
 use crate::cluster::{ClusterState, Command, ElectionCause, SyncRule};
 use crate::types::{Epoch, NodeId, WalPosition};
 use std::cmp::Reverse;
@@ -47,15 +47,15 @@ fn about_to_seal(s: &ClusterState, v: &View) -> BTreeSet<NodeId> {
 }
 
 /// INV-7: the winner's WAL is at least as advanced as every elector's; preference only breaks ties.
-fn choose(s: &ClusterState, v: &View, preferred: Option<NodeId>, sealed: &BTreeMap<NodeId, WalPosition>) -> Decision {
-    let Some((newest, best)) = sealed.iter().max_by_key(|(_, p)| **p).map(|(n, p)| (*n, *p)) else {
+fn choose(s: &ClusterState, v: &View, preferred: Option<NodeId>, sealed: &BTreeMap<NodeId, Seal>) -> Decision {
+    let Some((newest, best)) = sealed.iter().max_by_key(|(_, seal)| seal.end).map(|(n, seal)| (*n, seal.end)) else {
         return hold(Reason::WaitingForSeals { missing: s.data_members().collect() });
     };
     if !within_loss_bound(s, v, sealed, best) {
         return hold(Reason::LossBoundExceeded);
     }
     let priority = |n: NodeId| s.members.get(&n).map_or(0, |m| m.tags.priority);
-    let tied = sealed.iter().filter(|(n, p)| **p == best && eligible(s, **n)).map(|(n, _)| *n);
+    let tied = sealed.iter().filter(|(n, seal)| seal.end == best && !seal.ruined && eligible(s, **n)).map(|(n, _)| *n);
     let Some(node) = tied.max_by_key(|n| (Some(*n) == preferred, priority(*n), Reverse(*n))) else {
         return hold(Reason::NewestNotEligible { node: newest });
     };
@@ -64,12 +64,12 @@ fn choose(s: &ClusterState, v: &View, preferred: Option<NodeId>, sealed: &BTreeM
 }
 
 /// The administrator named the node and accepted the loss: only its own seal is needed.
-fn elect_at_loss(s: &ClusterState, v: &View, preferred: Option<NodeId>, sealed: &BTreeMap<NodeId, WalPosition>) -> Decision {
+fn elect_at_loss(s: &ClusterState, v: &View, preferred: Option<NodeId>, sealed: &BTreeMap<NodeId, Seal>) -> Decision {
     let Some(node) = preferred else {
         return hold(Reason::NotElectable { missing: missing(s, &sealable(s, v)) });
     };
-    if let Some(position) = sealed.get(&node) {
-        let command = Command::Elect { candidate: node, rule: first_rule(s, node, sealed), lsn: position.lsn };
+    if let Some(seal) = sealed.get(&node).filter(|seal| !seal.ruined) {
+        let command = Command::Elect { candidate: node, rule: first_rule(s, node, sealed), lsn: seal.end.lsn };
         return act(command, Reason::LossAccepted { node });
     }
     // The named copy may never come up (its WAL's source is gone). Where the others suffice to lose nothing, the order is moot.
@@ -81,12 +81,12 @@ fn elect_at_loss(s: &ClusterState, v: &View, preferred: Option<NodeId>, sealed: 
     hold(Reason::WaitingForPreferred { node })
 }
 
-fn newest(sealed: &BTreeMap<NodeId, WalPosition>) -> Option<Epoch> {
-    sealed.values().map(|p| p.writer).max()
+fn newest(sealed: &BTreeMap<NodeId, Seal>) -> Option<Epoch> {
+    sealed.values().map(|seal| seal.end.writer).max()
 }
 
 /// Where an asynchronous rule is not covered, the last known end of its primary's WAL bounds what is lost.
-fn within_loss_bound(s: &ClusterState, v: &View, sealed: &BTreeMap<NodeId, WalPosition>, best: WalPosition) -> bool {
+fn within_loss_bound(s: &ClusterState, v: &View, sealed: &BTreeMap<NodeId, Seal>, best: WalPosition) -> bool {
     let electors: BTreeSet<NodeId> = sealed.keys().copied().collect();
     uncovered(s, &electors, newest(sealed))
         .filter(|rule| is_async(s, rule))
@@ -94,8 +94,8 @@ fn within_loss_bound(s: &ClusterState, v: &View, sealed: &BTreeMap<NodeId, WalPo
 }
 
 /// The rule that the new primary starts with: the sealed; where they are too few for the policy, every member that may confirm.
-fn first_rule(s: &ClusterState, candidate: NodeId, sealed: &BTreeMap<NodeId, WalPosition>) -> SyncRule {
-    let live: BTreeSet<NodeId> = sealed.keys().copied().collect();
+fn first_rule(s: &ClusterState, candidate: NodeId, sealed: &BTreeMap<NodeId, Seal>) -> SyncRule {
+    let live: BTreeSet<NodeId> = sealed.iter().filter(|(_, seal)| !seal.ruined).map(|(n, _)| *n).collect();
     rule_for(s, candidate, &live).unwrap_or_else(|acks| {
         let all = s.data_members().filter(|n| super::facts::may_confirm(s, *n));
         SyncRule::new(candidate, all, acks)

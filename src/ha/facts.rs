@@ -1,8 +1,8 @@
 //! Questions that decisions ask of the state and the observations.
 
-use super::{NodeObservation, PostgresState, View};
+use super::{NodeObservation, PostgresState, Seal, View};
 use crate::cluster::{ClusterState, Durability, MemberKind, SyncRule};
-use crate::types::{Epoch, NodeId, WalPosition};
+use crate::types::{Epoch, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -27,9 +27,9 @@ pub(super) fn proven_dead(s: &ClusterState, v: &View, node: NodeId) -> bool {
     observers.peek().is_some() && observers.all(|o| o.refused.contains(&node))
 }
 
-/// Sealed positions of this epoch. Only data members with a known end of WAL.
-pub(super) fn seals(s: &ClusterState, v: &View) -> BTreeMap<NodeId, WalPosition> {
-    fresh_data(s, v).into_iter().filter_map(|(n, o)| Some((n, o.seal.filter(|seal| seal.epoch == s.epoch)?.end))).collect()
+/// Seals of this epoch. Only data members with a known end of WAL.
+pub(super) fn seals(s: &ClusterState, v: &View) -> BTreeMap<NodeId, Seal> {
+    fresh_data(s, v).into_iter().filter_map(|(n, o)| Some((n, o.seal.filter(|seal| seal.epoch == s.epoch)?))).collect()
 }
 
 /// Members that could give a seal soon.

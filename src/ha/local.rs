@@ -63,7 +63,8 @@ pub enum LeaseBelief {
 }
 
 impl LocalState {
-    /// The seal this node can give now: promise on disk, not a primary, no WAL receiver, end of WAL known.
+    /// The seal this node can give now: promise on disk, not a primary, no WAL receiver, end of WAL known. Of a directory that a rewind
+    /// has ruined, the end is that from before the rewind: nothing was received since.
     #[must_use]
     pub fn seal(&self) -> Option<Seal> {
         let quiet = match self.postgres.state {
@@ -77,7 +78,9 @@ impl LocalState {
             | PostgresState::Rewinding => false,
         };
         let end = self.postgres.position?;
-        (quiet && self.following.is_none() && !self.poisoned).then_some(Seal { epoch: self.promised, end })
+        let ruined = self.poisoned;
+        let still = !ruined || self.postgres.state == PostgresState::Stopped;
+        (quiet && still && self.following.is_none()).then_some(Seal { epoch: self.promised, end, ruined })
     }
 }
 

@@ -11,6 +11,9 @@ use std::time::Duration;
 pub struct Seal {
     pub epoch: Epoch,
     pub end: WalPosition,
+    /// The copy itself is lost to a rewind that broke off. It can tell what it ever confirmed, so it may elect; it cannot be elected.
+    #[serde(default)]
+    pub ruined: bool,
 }
 
 /// What the local Postgres is doing.

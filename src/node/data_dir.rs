@@ -74,11 +74,19 @@ fn check_owner(dir: &Path, cluster: &str, name: &NodeName) -> anyhow::Result<()>
     }
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let Ok(found) = serde_json::from_str::<Owner>(&text) else {
-        bail!("{} is damaged: it should name the cluster and node that {} belongs to; write {}", path.display(), dir.display(), serde_json::to_string(&me)?);
+        bail!(
+            "{} is damaged: it should name the cluster and node that {} belongs to; write {}",
+            path.display(),
+            dir.display(),
+            serde_json::to_string(&me)?
+        );
     };
     if found != me {
         let (theirs, ours) = (format!("{} of cluster `{}`", found.node, found.cluster), format!("{name} of cluster `{cluster}`"));
-        bail!("{} belongs to node {theirs}, and this is node {ours}: correct node.name, cluster.name or node.data_dir; nothing was touched", dir.display());
+        bail!(
+            "{} belongs to node {theirs}, and this is node {ours}: correct node.name, cluster.name or node.data_dir; nothing was touched",
+            dir.display()
+        );
     }
     Ok(())
 }

@@ -123,7 +123,9 @@ async fn bind(key: &str, address: &HostPort, clock: Clock) -> anyhow::Result<Tcp
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 bail!("{key} {address} is in use by another program: stop that, or choose another port")
             }
-            Err(error) => return Err(error).with_context(|| format!("cannot listen on {key} {address}; is it an address of this machine?")),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot listen on {key} {address}; is it an address of this machine?"));
+            }
         }
     }
 }

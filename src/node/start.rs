@@ -5,9 +5,9 @@
 //! nothing is taken from before.
 
 use crate::agent::LeaseCell;
+use crate::cluster::{Addresses, Command, Member, MemberKind, Proposal};
 use crate::config::Config;
 use crate::consensus::{self, Handle, Progress};
-use crate::cluster::{Addresses, Command, Member, MemberKind, Proposal};
 use crate::ha::LeaseBelief;
 use crate::telemetry::Clock;
 use crate::types::NodeId;

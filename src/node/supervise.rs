@@ -114,9 +114,13 @@ async fn unwell(health: &mut tokio::sync::watch::Receiver<Health>) -> Event {
 /// No part should end while the node lives.
 fn broken(ended: Result<Ended, tokio::task::JoinError>) -> Event {
     match ended {
-        Ok((name, Ok(()))) => Event::Broken { what: format!("the {name} ended by itself; please report the log above"), postgres_in_doubt: true },
+        Ok((name, Ok(()))) => {
+            Event::Broken { what: format!("the {name} ended by itself; please report the log above"), postgres_in_doubt: true }
+        }
         Ok((name, Err(error))) => Event::Broken { what: format!("{name}: {error:#}"), postgres_in_doubt: true },
-        Err(error) => Event::Broken { what: format!("a part of the node panicked: {error}; please report the log above"), postgres_in_doubt: true },
+        Err(error) => {
+            Event::Broken { what: format!("a part of the node panicked: {error}; please report the log above"), postgres_in_doubt: true }
+        }
     }
 }
 

@@ -232,18 +232,36 @@ impl Instance {
         Ok(survey.end(&identity).map(|lsn| (identity.timeline, lsn)))
     }
 
-    async fn stopped_facts(&self, writers: &(dyn Fn(Timeline) -> Option<Epoch> + Sync)) -> Result<PostgresFacts, Error> {
+    /// Where the WAL of a stopped directory ends; `None` where only a start tells.
+    pub(super) async fn stopped_end(&self) -> Result<Option<(Timeline, Lsn)>, Error> {
         let control = self.cached_control().await?;
-        let at = |timeline: Timeline, lsn: Lsn| writers(timeline).map(|writer| WalPosition { writer, lsn });
         let remembered = lock(&self.model).intent.stopped.clone().filter(|s| s.control == control.digest);
-        let (timeline, position, shutdown_checkpoint) = match (control.state, remembered) {
-            (LastState::ShutDown, _) => {
-                (control.checkpoint_timeline, at(control.checkpoint_timeline, control.checkpoint), Some(control.checkpoint))
-            }
-            (LastState::ShutDownInRecovery, Some(stopped)) => (stopped.timeline, at(stopped.timeline, stopped.lsn), None),
-            // Received WAL may lie beyond what pg_control knows; only a start tells.
-            (LastState::ShutDownInRecovery, None) | (LastState::Unclean, _) => (control.timeline(), None, None),
-        };
+        Ok(match (control.state, remembered) {
+            (LastState::ShutDown, _) => Some((control.checkpoint_timeline, control.checkpoint)),
+            (LastState::ShutDownInRecovery, Some(stopped)) => Some((stopped.timeline, stopped.lsn)),
+            // Received WAL may lie beyond what pg_control knows.
+            (LastState::ShutDownInRecovery, None) | (LastState::Unclean, _) => None,
+        })
+    }
+
+    /// A directory that a rewind has ruined: what it ever confirmed is all that can be said of it.
+    async fn ruined_facts(&self, writers: &(dyn Fn(Timeline) -> Option<Epoch> + Sync)) -> Result<PostgresFacts, Error> {
+        let layout = self.layout.clone();
+        let end = blocking(move || super::rewind::marked_end(&layout)).await;
+        let system = self.cached_control().await.ok().map(|control| control.system);
+        let position = end.and_then(|(timeline, lsn)| Some(WalPosition { writer: writers(timeline)?, lsn }));
+        Ok(PostgresFacts { state: PostgresState::Stopped, system, position, ..PostgresFacts::default() })
+    }
+
+    async fn stopped_facts(&self, writers: &(dyn Fn(Timeline) -> Option<Epoch> + Sync)) -> Result<PostgresFacts, Error> {
+        if self.poisoned() {
+            return self.ruined_facts(writers).await;
+        }
+        let control = self.cached_control().await?;
+        let end = self.stopped_end().await?;
+        let timeline = end.map_or_else(|| control.timeline(), |(timeline, _)| timeline);
+        let position = end.and_then(|(timeline, lsn)| Some(WalPosition { writer: writers(timeline)?, lsn }));
+        let shutdown_checkpoint = (control.state == LastState::ShutDown).then_some(control.checkpoint);
         let wal = self.layout.wal();
         let ancestry = blocking(move || history::ancestry(&wal, timeline)).await.ok();
         Ok(PostgresFacts {

@@ -14,7 +14,7 @@ use super::secrets::{sync_dir, write_private};
 use super::session::Session;
 use super::tool::{self, blocking, within};
 use super::{conf, layout::Layout};
-use crate::types::SystemId;
+use crate::types::{Lsn, SystemId, Timeline};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -22,6 +22,8 @@ use tokio::time::sleep;
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(60);
 /// Reads the WAL since the divergence twice and copies what changed.
 const REWIND_LIMIT: Duration = Duration::from_secs(3600);
+/// Begins the mark's line about the end of WAL before the rewind.
+const END: &str = "wal ended at ";
 /// From the start of the rewound server until it accepts connections: it fetches and replays what the primary wrote meanwhile.
 const CONSISTENT_LIMIT: Duration = Duration::from_secs(600);
 
@@ -49,9 +51,14 @@ impl Instance {
         self.reserve_upstream_slot(&session).await?;
         await_checkpoint(&session).await?;
         self.pg_rewind(source, true).await.map_err(|e| Error::NeedsClone(e.to_string()))?;
+        // Read while the directory is still whole: what it ever confirmed ends here.
+        let end = self.stopped_end().await?;
         let layout = self.layout.clone();
-        blocking(move || mark(&layout)).await?;
+        blocking(move || mark(&layout, end)).await?;
         self.pg_rewind(source, false).await.map_err(|e| Error::NeedsClone(e.to_string()))?;
+        // From its start on it receives, and confirms, what the mark does not know of.
+        let layout = self.layout.clone();
+        blocking(move || mark(&layout, None)).await?;
         self.start_unchecked(system, Some(source.clone())).await?;
         self.await_consistent().await?;
         let layout = self.layout.clone();
@@ -125,8 +132,17 @@ async fn await_checkpoint(source: &Session) -> Result<(), Error> {
     .await
 }
 
-fn mark(layout: &Layout) -> Result<(), Error> {
-    write_private(&layout.poison(), "a rewind of the data directory beside this file began and did not end\n")
+/// `end`: where the WAL of the directory ended before the first change to it.
+fn mark(layout: &Layout, end: Option<(Timeline, Lsn)>) -> Result<(), Error> {
+    let end = end.map_or_else(String::new, |(timeline, lsn)| format!("{END}{} {lsn}\n", timeline.0));
+    write_private(&layout.poison(), &format!("a rewind of the data directory beside this file began and did not end\n{end}"))
+}
+
+/// The end of WAL in the mark; `None` also where the rewound server may have run.
+pub(super) fn marked_end(layout: &Layout) -> Option<(Timeline, Lsn)> {
+    let text = std::fs::read_to_string(layout.poison()).ok()?;
+    let (timeline, lsn) = text.lines().find_map(|line| line.strip_prefix(END))?.split_once(' ')?;
+    Some((Timeline(timeline.parse().ok()?), lsn.parse().ok()?))
 }
 
 fn unmark(layout: &Layout) -> Result<(), Error> {

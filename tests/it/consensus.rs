@@ -182,7 +182,8 @@ impl Site {
     }
 
     async fn run(&mut self, config: Config) {
-        let node = consensus::start(config, listen(self.listen), self.observation.subscribe(), async |_: &_| Routes::default()).await.unwrap();
+        let node =
+            consensus::start(config, listen(self.listen), self.observation.subscribe(), async |_: &_| Routes::default()).await.unwrap();
         self.node = Some(node);
     }
 

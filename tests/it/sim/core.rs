@@ -84,7 +84,7 @@ impl Core {
 
     fn rewrite(&self, state: &ClusterState, o: &mut NodeObservation) {
         match (self.mutant, o.seal.as_mut(), o.postgres.position) {
-            (Some(Mutant::CountAnyAsSealed), _, Some(end)) => o.seal = Some(Seal { epoch: state.epoch, end }),
+            (Some(Mutant::CountAnyAsSealed), _, Some(end)) => o.seal = Some(Seal { epoch: state.epoch, end, ruined: false }),
             (Some(Mutant::LsnBeforeEpoch), Some(seal), _) => seal.end.writer = Epoch(0),
             (Some(Mutant::OldSealsCount), Some(seal), _) => seal.epoch = state.epoch,
             (_, _, _) => {}
@@ -130,7 +130,7 @@ impl Core {
 
     pub fn seal(&self, local: &LocalState) -> Option<Seal> {
         match self.mutant {
-            Some(Mutant::SkipTheSeal) => local.postgres.position.map(|end| Seal { epoch: local.promised, end }),
+            Some(Mutant::SkipTheSeal) => local.postgres.position.map(|end| Seal { epoch: local.promised, end, ruined: false }),
             Some(_) | None => local.seal(),
         }
     }
@@ -139,7 +139,7 @@ impl Core {
         if self.is(Mutant::SealBeforePromise)
             && let Some(end) = o.postgres.position.filter(|_| o.postgres.state == PostgresState::Running)
         {
-            o.seal = Some(Seal { epoch: state.epoch, end });
+            o.seal = Some(Seal { epoch: state.epoch, end, ruined: false });
         }
     }
 

@@ -117,11 +117,11 @@ impl World {
 
     /// INV-4, INV-5: whoever may elect meets a holder of what was just acknowledged.
     fn check_holders(&mut self, end: Tip) {
-        // Without usable data nobody seals; once copied, it holds what the primary held.
+        // Without data nobody seals; once copied, it holds what the primary held. A directory ruined by a rewind still elects.
         let lacking: BTreeSet<NodeId> = self
             .nodes
             .iter()
-            .filter(|n| !n.pg.poisoned && n.pg.tip().is_some_and(|t| !self.wal.contains(t, end)))
+            .filter(|n| n.pg.tip().is_some_and(|t| !self.wal.contains(t, end)))
             .map(|n| n.id)
             .filter(|id| self.raft.truth.members.contains_key(id))
             .collect();
