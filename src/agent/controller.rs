@@ -66,11 +66,12 @@ impl Controller {
             if acted {
                 calm_since = view.now;
                 self.propose(&state, decision).await;
-            } else if view.now.since(calm_since) > TRANSFER_AFTER && transferred.is_none_or(|at| view.now.since(at) > TRANSFER_PAUSE) {
-                if let Some(to) = better_leader(&state, &view, self.me) {
-                    transferred = Some(view.now);
-                    self.hand_over(to).await;
-                }
+            } else if view.now.since(calm_since) > TRANSFER_AFTER
+                && transferred.is_none_or(|at| view.now.since(at) > TRANSFER_PAUSE)
+                && let Some(to) = better_leader(&state, &view, self.me)
+            {
+                transferred = Some(view.now);
+                self.hand_over(to).await;
             }
             tokio::select! {
                 () = tokio::time::sleep(TICK) => {}

@@ -198,7 +198,7 @@ impl LeaseKeeper {
         let mut cell = self.cell.subscribe();
         let urgent = async {
             // A release asked for during the pause must not wait for its end.
-            while !(self.cell.is_released(epoch) && !released) && cell.changed().await.is_ok() {}
+            while (released || !self.cell.is_released(epoch)) && cell.changed().await.is_ok() {}
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

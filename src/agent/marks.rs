@@ -16,10 +16,13 @@ pub struct Marks {
     inner: Mutex<Inner>,
 }
 
+/// What a decision's patience counts from.
+type Stage = (Epoch, Phase, Option<PlannedChange>);
+
 #[derive(Debug, Default)]
 struct Inner {
     lease: LeaseWatch,
-    stage: Option<((Epoch, Phase, Option<PlannedChange>), Millis)>,
+    stage: Option<(Stage, Millis)>,
     /// Newest instant at which the state was steady with a lease renewal: writes were possible.
     writable_last: Millis,
     renewals: (Epoch, u64),

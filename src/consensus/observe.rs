@@ -96,10 +96,12 @@ pub fn record(shared: &Shared, node: NodeId, observation: NodeObservation) {
 
 async fn talk_to(shared: Arc<Shared>, node: NodeId, peer: Peer, mine: watch::Receiver<NodeObservation>) {
     loop {
+        let begun = shared.config.clock.now();
         let failure = talk(&shared, node, &peer, mine.clone()).await;
         let broke = note(&shared, node, Err(failure));
-        // After a break the very next attempt tells whether the process is gone: make it at once.
-        if !broke {
+        // After a break the very next attempt tells whether the process is gone: make it at once. A process that is about to end
+        // accepts and hangs up again and again.
+        if !broke || shared.config.clock.now().since(begun) < RETRY {
             sleep(RETRY).await;
         }
     }

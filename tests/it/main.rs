@@ -1,10 +1,16 @@
 //! The one integration-test binary: linking is what costs on small machines. Each file is a module; add yours to the list.
 
+// A helper that panics fails the test that called it, which is what it is for.
+#![allow(clippy::unwrap_used)]
+
 mod api;
+// Shared with the benchmark, which uses more of them.
+#[allow(dead_code)]
 mod cluster_harness;
 mod cluster_load;
 mod consensus;
 mod failover;
+#[allow(dead_code)]
 mod failover_scenarios;
 mod postgres_adoption;
 mod postgres_basic;
