@@ -29,7 +29,7 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().verb {
+    match Cli::parse_from(cli::verb_first(std::env::args_os())).verb {
         Verb::Admin(verb) => cli::run(verb),
         Verb::Node(args) => node::run(&args),
         Verb::Demo(args) => node::demo::run(&args).unwrap_or_else(|error| {

@@ -12,12 +12,14 @@ mod change;
 mod client;
 mod config;
 mod files;
+mod order;
 mod query;
 mod read;
 mod render;
 
 pub use args::Verb;
 pub use client::{Exit, Failure};
+pub use order::verb_first;
 
 use args::{ConfigVerb, MemberVerb, RaftVerb};
 use std::process::ExitCode;

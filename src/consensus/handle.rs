@@ -312,7 +312,8 @@ impl Handle {
             applied_index: metrics.last_applied.map(|id| id.index()),
             snapshot_index: metrics.snapshot.map(|id| id.index()),
             purged_index: metrics.purged.map(|id| id.index()),
-            quorum_ack_age: metrics.last_quorum_acked.map(|at| at.elapsed()),
+            // A sole voter is its own quorum.
+            quorum_ack_age: metrics.last_quorum_acked.map(|at| at.elapsed()).filter(|_| metrics.membership_config.voter_ids().count() > 1),
             voters: metrics.membership_config.voter_ids().map(NodeId).collect(),
             learners: metrics.membership_config.membership().learner_ids().map(NodeId).collect(),
             matched: matched.collect(),

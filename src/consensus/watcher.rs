@@ -60,7 +60,9 @@ fn publish(shared: &Shared, metrics: &RaftMetrics<TypeConfig>) -> Result<(), Str
     metrics.running_state.as_ref().map_err(ToString::to_string)?;
     // Two nodes may both call themselves leader; one of them has no quorum.
     let trusted = shared.config.timing.election_max * 2;
-    let confirmed = metrics.last_quorum_acked.is_some_and(|at| at.elapsed() <= trusted);
+    // A sole voter has nobody to hear from, and openraft then never moves the mark.
+    let alone = metrics.membership_config.voter_ids().count() == 1;
+    let confirmed = alone || metrics.last_quorum_acked.is_some_and(|at| at.elapsed() <= trusted);
     let now = Leadership {
         leader: metrics.current_leader.map(NodeId),
         mine: metrics.state == ServerState::Leader && confirmed,

@@ -54,10 +54,7 @@ pub async fn membership(consensus: &Handle) -> NodeId {
         match known {
             Progress::Member { node } => return node,
             Progress::Starting => {}
-            Progress::Waiting(words) => {
-                tracing::info!(reason = %words, "not a member yet");
-                super::supervise::notify_status(&words);
-            }
+            Progress::Waiting(words) => super::supervise::notify_status(&words),
         }
         // Consensus lives as long as the node; its end is noticed elsewhere.
         if progress.changed().await.is_err() {
