@@ -14,8 +14,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Fallback when nothing changes; time itself is an input (leases end in silence).
+/// Fallback when nothing changes; time itself is an input: patience ends in silence.
 const TICK: Duration = Duration::from_millis(100);
+/// The same while all is well; the end of the lease is not overslept.
+const CALM_TICK: Duration = Duration::from_millis(500);
 /// An answer that takes longer is unknown; the next decision looks again.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The Raft leadership is moved off the primary's node once all has been well for this long, and no oftener.
@@ -74,7 +76,7 @@ impl Controller {
                 self.hand_over(to).await;
             }
             tokio::select! {
-                () = tokio::time::sleep(TICK) => {}
+                () = tokio::time::sleep(tick(&state, &view)) => {}
                 _ = states.changed() => {}
                 _ = observed.changed() => {}
                 _ = leader.changed() => {}
@@ -114,6 +116,13 @@ impl Controller {
             tracing::debug!(%error, "leadership was not transferred");
         }
     }
+}
+
+/// How long nothing can happen by time alone.
+fn tick(state: &ClusterState, view: &View) -> Duration {
+    let calm = matches!(state.phase, Phase::Steady { .. }) && state.change.is_none() && state.rules.len() == 1;
+    let left = state.settings.lease_wait().saturating_sub(view.now.since(view.lease_seen));
+    if calm { CALM_TICK.min(left).max(Duration::from_millis(5)) } else { TICK }
 }
 
 /// A node's death should cost one election, not two: prefer a Raft leader that is not the primary.

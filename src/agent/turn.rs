@@ -10,7 +10,7 @@ use crate::consensus::Handle;
 use crate::ha::{Action, LocalState, NodeObservation, StepReason, Upstream, converge};
 use crate::postgres::{Instance, Postmaster};
 use crate::telemetry::Clock;
-use crate::types::{NodeId, Revision};
+use crate::types::{Epoch, NodeId, Revision};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +20,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Fallback when nothing wakes the loop; also how often positions are told.
-const TICK: Duration = Duration::from_millis(250);
+/// Fallback when nothing wakes the loop: Postgres does not tell when a standby streams or a recovery ends.
+const TICK: Duration = Duration::from_millis(150);
+/// The same while there is nothing to do; also how often positions are told.
+const CALM_TICK: Duration = Duration::from_millis(500);
 
 /// Ends the node: going on could break a promise.
 #[derive(Debug, Error)]
@@ -95,6 +97,7 @@ impl Loop {
         let mut wake = Wake::new(&self.agent);
         while !self.agent.stop.is_cancelled() {
             let state = wake.states.borrow_and_update().clone();
+            wake.acted_on = mark(&state);
             let now = self.agent.clock.now();
             let view = self.agent.view.view(now);
             let upstream = observe::upstream(&state, &view);
@@ -113,15 +116,22 @@ impl Loop {
                 self.launch(&state, action)?;
                 continue;
             }
+            let tick = self.tick(&state);
             tokio::select! {
                 Some(done) = self.tasks.join_next(), if self.flight.is_some() => self.landed(&state, done),
                 Some(request) = requests.recv() => self.asked(request),
-                () = wake.next(&self.agent, &upstream) => {}
+                () = wake.next(&self.agent, &upstream, tick) => {}
                 () = self.agent.stop.cancelled() => {}
             }
         }
         self.tasks.shutdown().await;
         Ok(())
+    }
+
+    fn tick(&self, s: &ClusterState) -> Duration {
+        let settled = matches!(s.phase, Phase::Steady { .. }) && s.rules.len() == 1 && self.flight.is_none();
+        let content = matches!(self.last_reason, Some(StepReason::Converged | StepReason::Following(_)));
+        if settled && content { CALM_TICK } else { TICK }
     }
 
     async fn observe(&mut self, s: &ClusterState, upstream: Option<Upstream>) -> LocalState {
@@ -154,7 +164,11 @@ impl Loop {
         // A drain must not end before the proxy has heard of it (INV-11).
         observation.revision = proxy.map_or(s.revision, |(obeyed, _)| obeyed.min(s.revision));
         self.agent.view.seen(observation.clone(), self.agent.clock.now());
-        self.agent.observation.send_replace(observation);
+        self.agent.observation.send_if_modified(|known| {
+            let news = *known != observation;
+            *known = observation;
+            news
+        });
     }
 
     /// One INFO line per changed reason.
@@ -279,9 +293,18 @@ impl Loop {
     }
 }
 
+/// Changes whenever the state does, but for a lease that was merely renewed.
+type Mark = (Revision, Epoch, Option<NodeId>);
+
+fn mark(s: &ClusterState) -> Mark {
+    (s.revision, s.lease.epoch, s.lease.holder)
+}
+
 /// Everything that can wake the loop.
 struct Wake {
     states: watch::Receiver<Arc<ClusterState>>,
+    /// Of the state that the last turn saw.
+    acted_on: Mark,
     observed: watch::Receiver<u64>,
     lease: watch::Receiver<u64>,
     exits: watch::Receiver<Postmaster>,
@@ -294,6 +317,7 @@ impl Wake {
     fn new(agent: &Agent) -> Wake {
         Wake {
             states: agent.consensus.state(),
+            acted_on: Mark::default(),
             observed: agent.view.subscribe(),
             lease: agent.lease.subscribe(),
             exits: agent.postgres.postmaster(),
@@ -303,14 +327,14 @@ impl Wake {
         }
     }
 
-    async fn next(&mut self, agent: &Agent, upstream: &Option<Upstream>) {
-        let tick = tokio::time::sleep(TICK);
+    async fn next(&mut self, agent: &Agent, upstream: &Option<Upstream>, tick: Duration) {
+        let tick = tokio::time::sleep(tick);
         tokio::pin!(tick);
         loop {
             tokio::select! {
                 () = &mut tick => return,
                 // Renewals change the state several times a second and mean nothing here.
-                _ = self.states.changed() => return,
+                _ = self.states.changed() => if mark(&self.states.borrow_and_update()) != self.acted_on { return },
                 _ = self.lease.changed() => return,
                 _ = self.exits.changed() => return,
                 _ = self.proxy.changed() => return,

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Request;
 
 /// Silence is filled this often, so that a fresh observation means a living node.
-const REPEAT_EVERY: Duration = Duration::from_millis(300);
+const REPEAT_EVERY: Duration = Duration::from_millis(500);
 /// Changes closer together than this travel as one.
 const GAP_MIN: Duration = Duration::from_millis(15);
 /// Pause between attempts. Short: a restarted member should be heard at once, and a refused connection costs next to nothing.

@@ -37,7 +37,7 @@ pub struct Args {
 }
 
 /// Threads of everything but the proxy and the lease, which have their own: the work is small and mostly waiting.
-const WORKERS: usize = 2;
+const WORKERS: usize = 1;
 
 /// Run until a signal, or until a part breaks. What went wrong is on stderr.
 #[must_use]

@@ -159,9 +159,8 @@ impl Instance {
         // While a walreceiver starts or ends it is not shown. Detached, the end of WAL is not final then.
         let unsettled = survey.walreceivers > 0 && following.is_none();
         let position = end.filter(|_| !unsettled).zip(writers(identity.timeline)).map(|(lsn, writer)| WalPosition { writer, lsn });
-        let wal = self.layout.wal();
         // Without its history a timeline cannot be judged: it is withheld, so that nobody takes it for a diverged one.
-        let ancestry = blocking(move || history::ancestry(&wal, identity.timeline)).await.ok();
+        let ancestry = self.known_ancestry(identity.timeline).await;
         self.lift_poison().await?;
         Ok(PostgresFacts {
             state: PostgresState::Running,
@@ -177,6 +176,17 @@ impl Instance {
             version_num: survey.version_num,
             replay_lag_ms: survey.lag_ms,
         })
+    }
+
+    /// Read once per timeline and server: a history file does not change while a server uses it.
+    async fn known_ancestry(&self, timeline: Timeline) -> Option<Vec<(Timeline, Lsn)>> {
+        if let Some((_, ancestry)) = lock(&self.ancestry).as_ref().filter(|(known, _)| *known == timeline) {
+            return Some(ancestry.clone());
+        }
+        let wal = self.layout.wal();
+        let ancestry = blocking(move || history::ancestry(&wal, timeline)).await.ok()?;
+        *lock(&self.ancestry) = Some((timeline, ancestry.clone()));
+        Some(ancestry)
     }
 
     /// What a server that does not answer is doing, as its pid file says.

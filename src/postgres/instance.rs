@@ -17,7 +17,7 @@ use super::tool::blocking;
 use super::user::{self, RunAs};
 use crate::cluster::Secrets;
 use crate::telemetry::Clock;
-use crate::types::{Epoch, Millis, NodeId, SystemId};
+use crate::types::{Epoch, Lsn, Millis, NodeId, SystemId, Timeline};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -87,6 +87,8 @@ pub struct Instance {
     pub(super) identifier: Mutex<Option<Identifier>>,
     pub(super) probe: Mutex<Probe>,
     pub(super) stopped: Mutex<Option<(std::time::SystemTime, ControlData)>>,
+    /// Ancestors of the timeline that the running server writes or follows.
+    pub(super) ancestry: Mutex<Option<(Timeline, Vec<(Timeline, Lsn)>)>>,
 }
 
 /// What is wanted and what is known, behind one lock that is never held across an await.
@@ -173,6 +175,7 @@ impl Instance {
             identifier: Mutex::new(None),
             probe: Mutex::new(Probe::default()),
             stopped: Mutex::new(None),
+            ancestry: Mutex::new(None),
         })
     }
 
@@ -224,7 +227,7 @@ impl Instance {
 
     /// Epoch of the last promotion that we ordered here, with its timeline: on a primary that runs on another timeline it means nothing.
     #[must_use]
-    pub fn promoted(&self) -> Option<(Epoch, crate::types::Timeline)> {
+    pub fn promoted(&self) -> Option<(Epoch, Timeline)> {
         lock(&self.model).intent.promotion.map(|p| (p.epoch, p.timeline))
     }
 
@@ -306,6 +309,7 @@ impl Instance {
         *lock(&self.control) = None;
         *lock(&self.identifier) = None;
         *lock(&self.probe) = Probe::default();
+        *lock(&self.ancestry) = None;
     }
 
     /// Changes what Postgres is told to be: persists it, then writes the files that Postgres reads.
