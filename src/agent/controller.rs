@@ -121,7 +121,7 @@ impl Controller {
 /// How long nothing can happen by time alone.
 fn tick(state: &ClusterState, view: &View) -> Duration {
     let calm = matches!(state.phase, Phase::Steady { .. }) && state.change.is_none() && state.rules.len() == 1;
-    let left = state.settings.lease_wait().saturating_sub(view.now.since(view.lease_seen));
+    let left = state.lease_wait().saturating_sub(view.now.since(view.lease_seen));
     if calm { CALM_TICK.min(left).max(Duration::from_millis(5)) } else { TICK }
 }
 

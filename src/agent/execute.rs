@@ -96,13 +96,9 @@ pub async fn execute(deps: Deps, state: Arc<ClusterState>, action: Action) -> Re
         Action::InitDb => init_db(&deps, &state).await?,
         Action::StartDetached => start_detached(&deps, &state).await?,
         Action::Stop => pg.stop(STOP_TIMEOUT).await?,
-        Action::Follow { primary, epoch } => {
-            let upstream = upstream(&state, primary, epoch)?;
-            or_clone(pg.follow(upstream, state.system).await)?;
-            or_clone(pg.await_recovery().await)?;
-        }
+        Action::Follow { primary, epoch } => or_clone(pg.follow(upstream(&state, primary, epoch)?, state.system).await)?,
         Action::Clone { primary } => pg.copy_from(&upstream(&state, primary, state.epoch)?, state.system).await?,
-        Action::Rewind { primary } => or_clone(pg.rewind(&upstream(&state, primary, state.epoch)?, state.system).await)?,
+        Action::Rewind { primary } => rewind(&deps, &state, primary).await?,
         Action::Promote { epoch, timeline, rule } => {
             pg.promote(epoch, timeline, &rule, Duration::from_millis(state.settings.promotion_timeout_ms)).await?;
         }
@@ -127,6 +123,20 @@ async fn acquire(deps: &Deps, state: &ClusterState, epoch: Epoch) -> Result<(), 
     Ok(())
 }
 
+/// A directory that was not shut down cleanly recovers first, whatever timeline it is on.
+async fn rewind(deps: &Deps, state: &ClusterState, primary: NodeId) -> Result<(), ExecuteError> {
+    let source = upstream(state, primary, state.epoch)?;
+    let pg = &deps.postgres;
+    match pg.rewind(&source, state.system).await {
+        Err(postgres::PostgresError::NotCleanlyStopped(_)) => {
+            or_clone(pg.start_detached(state.system).await)?;
+            pg.stop(STOP_TIMEOUT).await?;
+            or_clone(pg.rewind(&source, state.system).await)
+        }
+        other => or_clone(other),
+    }
+}
+
 /// The one failure that another kind of step repairs.
 fn or_clone(result: Result<(), postgres::PostgresError>) -> Result<(), ExecuteError> {
     result.map_err(|error| if error.needs_clone() { ExecuteError::CloneNeeded(error.to_string()) } else { error.into() })
@@ -147,8 +157,7 @@ async fn start_detached(deps: &Deps, state: &ClusterState) -> Result<(), Execute
         agree_on_secrets(deps, state).await?;
         deps.postgres.adopt_directory().await?;
     }
-    or_clone(deps.postgres.start_detached(state.system).await)?;
-    or_clone(deps.postgres.await_recovery().await)
+    or_clone(deps.postgres.start_detached(state.system).await)
 }
 
 /// The passwords are part of the replicated state before any database knows them: whoever takes over finds them there.

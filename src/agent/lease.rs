@@ -73,7 +73,7 @@ impl LeaseCell {
 
     /// Stop serving and renewing for good in `epoch`. INV-9: not yet a release; a postmaster takes its time to die, and a promotion may be
     /// under way. The agent orders the release when it has seen that Postgres is no primary.
-    fn end(&self, epoch: Epoch) {
+    pub(super) fn end(&self, epoch: Epoch) {
         let mut inner = self.lock();
         inner.ended = Some(epoch);
         inner.holder.drop_belief();
@@ -88,9 +88,13 @@ impl LeaseCell {
         self.lock().ended
     }
 
-    /// Somebody else's turn: the state machine refused a renewal.
-    fn lost(&self) {
-        self.lock().holder.drop_belief();
+    /// Somebody else's turn: the state machine refused a renewal for `epoch`. It may be late news: a lease of a later epoch stands.
+    fn lost(&self, epoch: Epoch) {
+        let mut inner = self.lock();
+        if inner.holder.deadline().is_some_and(|(held, _)| held > epoch) {
+            return;
+        }
+        inner.holder.drop_belief();
         self.serve_until_ms.store(0, Ordering::Release);
     }
 
@@ -189,7 +193,7 @@ impl LeaseKeeper {
         let proposal = Proposal { expect: None, request: None, command };
         match tokio::time::timeout(settings.lease_ttl() / 2, self.consensus.propose(proposal)).await {
             Ok(Ok(Ok(_))) if !released => self.cell.renewed(epoch, sent, settings),
-            Ok(Ok(Err(_refused))) => self.cell.lost(),
+            Ok(Ok(Err(_refused))) => self.cell.lost(epoch),
             // No leader, a lost answer or silence: the deadline stands, the next turn tries again.
             Ok(Ok(Ok(_)) | Err(_)) | Err(_) => {}
         }

@@ -22,12 +22,16 @@ pub struct Own {
     /// The epoch whose lease came near its deadline: no promotion in it any more.
     pub ended: Option<Epoch>,
     pub poisoned: bool,
+    /// A step is under way: a Postgres that stops does so because of it.
+    pub stopping_ourselves: bool,
     pub adopt_existing: bool,
 }
 
 /// Put this node's facts together. Keeps `memory` honest: what was proved about a primary ends with it.
 pub fn local_state(s: &ClusterState, facts: PostgresFacts, own: Own, memory: &mut Memory, upstream: Option<Upstream>) -> LocalState {
-    let silent = facts.state == PostgresState::Unknown;
+    // One that does not come to an end by itself, a process stuck in the kernel perhaps, is as good as hung.
+    let stuck = facts.state == PostgresState::Stopping && !own.stopping_ourselves;
+    let silent = facts.state == PostgresState::Unknown || stuck;
     memory.silent_since = if silent { memory.silent_since.or(Some(own.now)) } else { None };
     let hung = memory.silent_since.is_some_and(|since| own.now.since(since) >= HANG_TIMEOUT);
     let primary_of = primary_of(s, own.me, &facts);

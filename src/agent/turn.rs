@@ -138,6 +138,10 @@ impl Loop {
         // Postgres's own configuration is the truth: a step that was broken off may have changed it.
         self.memory.following = self.agent.postgres.following();
         let facts = self.agent.postgres.facts(&|timeline| observe::writer(s, timeline)).await;
+        // Only where there is somebody to copy from: until then what it waits for may yet come.
+        if let (Some(why), true) = (self.agent.postgres.stalled(), upstream.as_ref().is_some_and(|u| u.accepting)) {
+            self.memory.needs_clone.get_or_insert(why);
+        }
         let own = Own {
             me: self.agent.me,
             now: self.agent.clock.now(),
@@ -146,6 +150,7 @@ impl Loop {
             released: self.agent.lease.is_released(s.epoch),
             ended: self.agent.lease.ended(),
             poisoned: self.agent.postgres.poisoned(),
+            stopping_ourselves: self.flight.is_some(),
             adopt_existing: self.agent.adopt_existing,
         };
         observe::local_state(s, facts, own, &mut self.memory, upstream)
@@ -161,6 +166,10 @@ impl Loop {
             ..NodeObservation::default()
         };
         let mut observation = observe::observation(s, local, reason.to_string(), rest);
+        // What a step under way is about to change proves nothing: a Detach forgets the upstream before the WAL receiver is gone.
+        if self.flight.is_some() {
+            observation.seal = None;
+        }
         // A drain must not end before the proxy has heard of it (INV-11).
         observation.revision = proxy.map_or(s.revision, |(obeyed, _)| obeyed.min(s.revision));
         self.agent.view.seen(observation.clone(), self.agent.clock.now());
@@ -214,6 +223,8 @@ impl Loop {
                 self.agent.lease.release(*epoch);
                 return Ok(());
             }
+            // Renewals stop also where the kill cannot succeed, so that the others need wait for the lease only.
+            Action::Demote if s.lease.holder == Some(self.agent.me) && s.lease.epoch == s.epoch => self.agent.lease.end(s.epoch),
             // INV-6: other names go into the configuration now. The older proof ends here, also if this attempt is broken off.
             Action::ApplyRule { .. } => self.memory.settled = None,
             _effect_on_postgres => {}
@@ -260,7 +271,10 @@ impl Loop {
                 self.memory.following = self.agent.postgres.following();
             }
             Err(error) if error.is_cancelled() => {}
-            Err(error) => tracing::error!(action = ?flight.action, %error, epoch = %s.epoch, "step panicked"),
+            Err(error) => {
+                self.memory.backoff.failed(&flight.action, self.agent.clock.now());
+                tracing::error!(action = ?flight.action, %error, epoch = %s.epoch, "step panicked");
+            }
         }
     }
 

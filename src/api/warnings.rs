@@ -29,7 +29,7 @@ fn consensus(snapshot: &Snapshot, out: &mut Vec<String>) {
         out.push(format!("{} sees no quorum of the members: what follows may be old, and nothing can be changed", snapshot.me));
     }
     let Phase::Steady { primary } = snapshot.state.phase else { return };
-    let wait = snapshot.state.settings.lease_wait();
+    let wait = snapshot.state.lease_wait();
     if snapshot.state.lease.holder.is_none() {
         out.push(format!("{} has given its lease back: no writes are accepted", snapshot.state.name_of(primary)));
     } else if snapshot.view.now.since(snapshot.view.lease_seen) >= wait {

@@ -108,11 +108,7 @@ fn transition(s: &mut ClusterState, proposal: &Proposal) -> Result<(), Rejection
             s.phase = Phase::Bootstrapping { node: *node };
             Ok(())
         }
-        Command::AbandonBootstrap { node } => {
-            ensure(s.phase == Phase::Bootstrapping { node: *node }, || format!("{node} is not initialising the database"))?;
-            s.phase = Phase::Empty;
-            Ok(())
-        }
+        Command::AbandonBootstrap { node } => abandon_bootstrap(s, *node),
         Command::FinishBootstrap { node, system, timeline, lsn: _, rule } => finish_bootstrap(s, *node, *system, *timeline, rule),
         Command::RequestSwitchover { to } => request_change(s, *to, ChangeKind::Switchover, proposal.request),
         Command::RequestFailover { to, accept_loss } => {
@@ -138,6 +134,8 @@ fn transition(s: &mut ClusterState, proposal: &Proposal) -> Result<(), Rejection
             Ok(())
         }
         Command::Configure { settings } => {
+            // INV-9: a lease may be held by the old length until an election ends it.
+            s.lease_floor_ms = s.lease_floor_ms.max(s.settings.lease_ttl_ms);
             s.settings = (**settings).clone();
             Ok(())
         }
@@ -171,6 +169,12 @@ fn create(
     Ok(())
 }
 
+fn abandon_bootstrap(s: &mut ClusterState, node: NodeId) -> Result<(), Rejection> {
+    ensure(s.phase == Phase::Bootstrapping { node }, || format!("{node} is not initialising the database"))?;
+    s.phase = Phase::Empty;
+    Ok(())
+}
+
 fn finish_bootstrap(s: &mut ClusterState, node: NodeId, system: SystemId, timeline: Timeline, rule: &SyncRule) -> Result<(), Rejection> {
     ensure(s.phase == Phase::Bootstrapping { node }, || format!("{node} is not initialising the database"))?;
     ensure(rule.primary == node, || "the first rule must name the member that initialised".into())?;
@@ -184,7 +188,8 @@ fn finish_bootstrap(s: &mut ClusterState, node: NodeId, system: SystemId, timeli
 fn update_member(s: &mut ClusterState, node: NodeId, member: &Member) -> Result<(), Rejection> {
     let known = s.members.get_mut(&node).ok_or_else(|| unknown_member(node))?;
     ensure(known.name == member.name, || format!("{node} is called {}, not {}", known.name, member.name))?;
-    *known = member.clone();
+    // Tags are the administrators': what a starting node tells may be older than their last word.
+    *known = Member { tags: known.tags.clone(), ..member.clone() };
     Ok(())
 }
 
@@ -279,6 +284,8 @@ fn begin_election(s: &mut ClusterState, preferred: Option<NodeId>, cause: Electi
     });
     s.epoch = s.epoch.next();
     s.lease = Lease { holder: None, epoch: s.epoch, seq: 0 };
+    // Whoever takes the lease of the new epoch has applied the settings of now.
+    s.lease_floor_ms = 0;
     s.phase = Phase::Electing { preferred, accept_loss };
     s.change = None;
 }

@@ -72,8 +72,14 @@ impl Settings {
     /// How long others wait after applying the last renewal: ttl(1+ρ)/(1−ρ) plus a margin of 50 ms for timers (INV-9).
     #[must_use]
     pub fn lease_wait(&self) -> Duration {
+        self.wait_for_ttl(self.lease_ttl_ms)
+    }
+
+    /// The same for a lease of `ttl_ms` milliseconds.
+    #[must_use]
+    pub fn wait_for_ttl(&self, ttl_ms: u64) -> Duration {
         let drift = self.clock_drift_permille.min(500);
-        let scaled = self.lease_ttl_ms * (1_000 + drift) / (1_000 - drift);
+        let scaled = ttl_ms * (1_000 + drift) / (1_000 - drift);
         Duration::from_millis(scaled + 50)
     }
 

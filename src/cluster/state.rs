@@ -28,6 +28,9 @@ pub struct ClusterState {
     pub next_node: NodeId,
     pub lease: Lease,
     pub timelines: TimelineClaims,
+    /// The longest ttl by which the present epoch's lease may have been taken, in milliseconds; 0 where that is the settings'.
+    #[serde(default)]
+    pub lease_floor_ms: u64,
     pub settings: Settings,
     /// Passwords of Postgres's own roles; drawn by the first controller, kept by each member in files of mode 0600.
     pub secrets: Option<Secrets>,
@@ -48,6 +51,12 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// How long others wait after applying the last renewal of the present lease (INV-9).
+    #[must_use]
+    pub fn lease_wait(&self) -> std::time::Duration {
+        self.settings.wait_for_ttl(self.settings.lease_ttl_ms.max(self.lease_floor_ms))
+    }
+
     /// Changes of primary kept.
     pub const HISTORY_MAX: usize = 200;
     /// Administrators' requests remembered: far more than can be retried within a command's deadline.

@@ -15,6 +15,9 @@ pub fn converge(s: &ClusterState, local: &LocalState) -> Step {
     if runs_as_primary(local) && !may_serve(s, local) {
         return act(Action::Demote, StepReason::NoRightToServe);
     }
+    if local.hung && may_be_primary(s, local) {
+        return act(Action::Demote, StepReason::Unresponsive);
+    }
     let Some(member) = s.members.get(&local.me) else {
         return hold(StepReason::NotBootstrapped);
     };
@@ -52,6 +55,13 @@ fn runs_as_primary(local: &LocalState) -> bool {
         }
     };
     up && local.postgres.role == Some(Role::Primary)
+}
+
+/// A server that does not answer does not tell its role. One that follows nobody may be a primary, which acknowledges again when it wakes up;
+/// and whoever holds the lease would renew it for ever.
+fn may_be_primary(s: &ClusterState, local: &LocalState) -> bool {
+    let holder = s.lease.holder == Some(local.me) && s.lease.epoch == s.epoch;
+    holder || local.following.is_none()
 }
 
 /// INV-9: only with a valid lease of this epoch, as its primary, and alive.
@@ -102,8 +112,16 @@ fn unusable(s: &ClusterState, local: &LocalState) -> Option<Step> {
     }
     match (s.system, local.postgres.system) {
         (Some(ours), Some(theirs)) if ours != theirs && !local.poisoned => Some(hold(StepReason::ForeignSystem)),
+        (Some(_) | None, _) if astray(s, local) => None,
         (Some(_) | None, _) => busy(local.postgres.state).map(|state| hold(StepReason::Busy(state))),
     }
+}
+
+/// A server that starts and never will be up: rewound towards a primary of the past, or waiting for WAL that nobody has. Only a copy
+/// helps, and it must not wait for the start.
+fn astray(s: &ClusterState, local: &LocalState) -> bool {
+    let elsewhere = local.following.is_none_or(|(node, epoch)| s.primary() != Some(node) || epoch != s.epoch);
+    local.postgres.state == PostgresState::Starting && ((local.poisoned && elsewhere) || local.needs_clone.is_some())
 }
 
 fn busy(state: PostgresState) -> Option<PostgresState> {
@@ -130,7 +148,8 @@ fn initialise(local: &LocalState) -> Step {
 
 /// Electing: cut the old WAL flow, whatever comes next. A crashed primary recovers first, because only then is the end of its WAL known.
 fn seal(local: &LocalState) -> Step {
-    if local.following.is_some() {
+    // Streaming without an upstream: an earlier attempt to turn away was broken off before Postgres was told.
+    if local.following.is_some() || local.postgres.streaming_from.is_some() {
         return act(Action::Detach, StepReason::Sealing);
     }
     if local.poisoned {

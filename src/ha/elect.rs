@@ -135,7 +135,7 @@ fn candidate_lost(s: &ClusterState, v: &View, candidate: NodeId) -> Option<Reaso
     let never_took = s.lease.holder.is_none() && s.lease.seq == 0;
     let gave_back = s.lease.holder.is_none() && s.lease.seq > 0;
     let expired = s.lease.holder.is_some() && lease_expired(s, v);
-    if gave_back || expired || proven_dead(s, v, candidate) || (never_took && waited > s.settings.lease_wait()) {
+    if gave_back || expired || proven_dead(s, v, candidate) || (never_took && waited > s.lease_wait()) {
         return Some(Reason::CandidateLost { candidate });
     }
     let promoted = v.fresh(candidate, max_age(s)).is_some_and(|o| o.postgres.role == Some(Role::Primary));

@@ -18,7 +18,7 @@ pub(super) fn fresh_data<'a>(s: &'a ClusterState, v: &'a View) -> BTreeMap<NodeI
 
 /// Has the lease run out, as far as this process can prove (INV-9)?
 pub(super) fn lease_expired(s: &ClusterState, v: &View) -> bool {
-    v.now.since(v.lease_seen) >= s.settings.lease_wait()
+    v.now.since(v.lease_seen) >= s.lease_wait()
 }
 
 /// Its process and its postmaster refuse connections from every member that we hear.

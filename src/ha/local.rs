@@ -153,6 +153,8 @@ pub enum StepReason {
         epoch: Epoch,
     },
     NoRightToServe,
+    /// Postgres has not answered for the hang timeout.
+    Unresponsive,
     LeaseNeeded,
     LeaseUnused,
     NotBootstrapped,
@@ -198,6 +200,7 @@ impl fmt::Display for StepReason {
             }
             StepReason::NewEpoch { epoch } => write!(f, "epoch {epoch} began: promising it"),
             StepReason::NoRightToServe => write!(f, "running as primary without the lease of this epoch: stopping"),
+            StepReason::Unresponsive => write!(f, "postgres does not answer, and may be a primary: stopping it"),
             StepReason::LeaseNeeded => write!(f, "elected: taking the lease"),
             StepReason::LeaseUnused => write!(f, "Postgres is not primary any more: giving the lease back"),
             StepReason::NotBootstrapped => write!(f, "no database yet: waiting for the first member to initialise"),

@@ -62,6 +62,7 @@ struct Pending {
 impl Node {
     /// Consensus and administration: enough to be met, asked and admitted.
     pub async fn begin(opened: Opened) -> anyhow::Result<Node> {
+        let postgres = opened.postgres();
         let Opened { config, clock, dir, tls, grpc, http, token, local, proxy } = opened;
         let marks = Arc::new(Marks::new(clock));
         let view = Arc::new(ViewSource::new(marks.clone()));
@@ -95,10 +96,6 @@ impl Node {
         })
         .await?;
         let access = access.context("administration was not attached")?;
-        let postgres = match &local {
-            Local::Data { postgres, .. } => Some(postgres.clone()),
-            Local::Witness => None,
-        };
         let mut node = Node {
             handle: consensus.handle(),
             consensus,
@@ -130,7 +127,6 @@ impl Node {
     /// This node is a member: begin to do what members do. Call it once.
     pub async fn join(&mut self, me: NodeId) -> anyhow::Result<()> {
         let Some(Pending { local, proxy, view, decision, observation, requests }) = self.pending.take() else { return Ok(()) };
-        self.keep_lease(me)?;
         self.own_plain("observations", feeds::observations(me, self.handle.clone(), view.clone()));
         let (refused, suspected) = watch::channel(BTreeSet::new());
         self.own_plain("suspects", feeds::suspects(self.handle.clone(), view.clone(), refused));
@@ -138,6 +134,8 @@ impl Node {
         self.own_plain("topology", feeds::topology(self.handle.clone(), view.clone(), self.clock, topology));
         let obeyed = self.front(me, proxy, routed).await?;
         self.own_plain("addresses", start::tell_addresses(me, start::member(&self.config), self.handle.clone()));
+        // Not before everything that can fail: whoever renews must also be able to fence.
+        self.keep_lease(me)?;
         start::catch_up(me, &self.handle, &self.lease, self.clock).await;
         let stop = self.stops.rest.clone();
         let controller = Controller { me, clock: self.clock, consensus: self.handle.clone(), view: view.clone(), info: decision, stop };

@@ -24,7 +24,8 @@ pub async fn observations(me: NodeId, consensus: Handle, view: Arc<ViewSource>) 
     let mut known: BTreeMap<NodeId, Millis> = BTreeMap::new();
     while observed.changed().await.is_ok() {
         let all = observed.borrow_and_update().clone();
-        for (node, seen) in all.iter().filter(|(node, _)| **node != me) {
+        // A starting member says nothing of itself yet, and does so under no name.
+        for (node, seen) in all.iter().filter(|(node, seen)| **node != me && seen.observation.node == **node) {
             if known.insert(*node, seen.at) != Some(seen.at) {
                 view.seen(seen.observation.clone(), seen.at);
             }
@@ -35,6 +36,8 @@ pub async fn observations(me: NodeId, consensus: Handle, view: Arc<ViewSource>) 
             view.forget(node);
         }
     }
+    // The senders live as long as consensus, whose end is told elsewhere, with its cause.
+    std::future::pending().await
 }
 
 /// The proxy's whole view of the cluster, again whenever state or observations change it.
@@ -52,19 +55,21 @@ pub async fn topology(consensus: Handle, view: Arc<ViewSource>, clock: Clock, to
             changed
         });
         tokio::select! {
-            changed = states.changed() => if changed.is_err() { return },
-            changed = seen.changed() => if changed.is_err() { return },
+            changed = states.changed() => if changed.is_err() { return std::future::pending().await },
+            changed = seen.changed() => if changed.is_err() { return std::future::pending().await },
             () = tokio::time::sleep(TOPOLOGY_TICK) => {}
         }
     }
 }
 
-/// Standbys that run and are heard, with the bytes that each has yet to replay. An isolated one still serves its own datacenter.
+/// Standbys that run and are heard, with the bytes that each has yet to replay. An isolated one still serves its own datacenter. One on
+/// another timeline may hold commits that nobody confirmed, and that a rewind will take away.
 fn readable(state: &ClusterState, view: &View) -> BTreeMap<NodeId, Option<u64>> {
     let ahead = state.primary().and_then(|primary| view.fresh(primary, READABLE_MAX_AGE)).map(|o| &o.postgres);
+    let current = state.timelines.newest_settled().map(|claim| claim.timeline);
     let standby = |node: NodeId| {
         let facts = &view.fresh(node, READABLE_MAX_AGE)?.postgres;
-        let serves = facts.state == PostgresState::Running && facts.role == Some(Role::Standby);
+        let serves = facts.state == PostgresState::Running && facts.role == Some(Role::Standby) && facts.timeline == current;
         let comparable = ahead.filter(|ahead| ahead.timeline == facts.timeline);
         let replayed = facts.replayed.or(facts.position.map(|p| p.lsn));
         let lag = comparable.and_then(|ahead| Some(replayed?.behind(ahead.position?.lsn)));
@@ -89,7 +94,7 @@ pub async fn suspects(consensus: Handle, view: Arc<ViewSource>, told: watch::Sen
         }
         let pause = if suspects.is_empty() { None } else { Some(PROBE_EVERY) };
         tokio::select! {
-            changed = reach.changed() => if changed.is_err() { return },
+            changed = reach.changed() => if changed.is_err() { return std::future::pending().await },
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
         }
     }

@@ -24,6 +24,7 @@ mod supervise;
 
 use crate::config::Config;
 use crate::telemetry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -52,7 +53,15 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
+/// Clients need two descriptors each, and the usual soft limit is 1024. Running out of them in a failover would be a second failure.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Refused only where the limit stands already.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 fn try_run(args: &Args) -> anyhow::Result<()> {
+    raise_descriptor_limit();
     let config = Config::load(&args.config)?;
     let log = telemetry::init_logging(config.telemetry.format, &config.telemetry.level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;

@@ -35,6 +35,16 @@ pub struct Opened {
     pub proxy: ProxyAddresses,
 }
 
+impl Opened {
+    /// The local Postgres, where this member has one.
+    pub fn postgres(&self) -> Option<Arc<Instance>> {
+        match &self.local {
+            Local::Data { postgres, .. } => Some(postgres.clone()),
+            Local::Witness => None,
+        }
+    }
+}
+
 /// What this member is for.
 pub enum Local {
     Data { postgres: Arc<Instance>, promise: Promise },

@@ -102,7 +102,8 @@ pub async fn follow(
         {
             tracing::warn!(in_flight, "transactions outlast the drain, ending them");
             cancelled = Some(now);
-            proxy.cancel_in_flight().await;
+            // What could not be reached in time is tried again; the news must go on meanwhile.
+            drop(tokio::time::timeout(CANCEL_EVERY, proxy.cancel_in_flight()).await);
         }
         let busy = draining || revision < wanted.revision;
         tokio::select! {

@@ -7,7 +7,7 @@
 
 use super::assemble::Node;
 use crate::api::Actions;
-use crate::postgres::Postmaster;
+use crate::postgres::{Instance, Postmaster};
 use crate::types::RequestId;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -69,6 +69,13 @@ pub async fn at_once(node: Node, postgres_in_doubt: bool) {
     node.consensus.shutdown().await;
 }
 
+/// The node ends before anybody watches over an adopted Postgres: it may be a primary, so it goes too (INV-9).
+pub fn abandoned(postgres: Option<&Instance>) {
+    if postgres.is_some_and(|p| p.emergency().immediate()) {
+        tracing::warn!("the local postgres was stopped at once: nobody watches over it");
+    }
+}
+
 async fn hand_over(node: &Node) {
     let (progress, mut told) = mpsc::channel(16);
     let actions = Actions::new(node.access.clone(), RequestId(rand::random()), progress);
@@ -115,7 +122,8 @@ async fn ended(node: &mut Node, name: &str, within: Duration) {
 async fn stop_postgres(node: &Node) -> bool {
     let Some(postgres) = &node.postgres else { return true };
     if !matches!(*postgres.postmaster().borrow(), Postmaster::Running { .. }) {
-        return true;
+        // A dead postmaster may have left backends that still write.
+        return postgres.demote().await.is_ok();
     }
     match postgres.stop(POSTGRES).await {
         Ok(()) => true,

@@ -54,14 +54,25 @@ pub async fn run(config: Config, path: &Path, log: LogHandle) -> anyhow::Result<
         () = signals.end() => return Ok(()),
     };
     let mut reloader = Reloader::new(path, config, log);
-    let mut node = Node::begin(opened).await?;
+    let adopted = opened.postgres();
+    let mut node = match Node::begin(opened).await {
+        Ok(node) => node,
+        Err(error) => {
+            stop::abandoned(adopted.as_deref());
+            return Err(error);
+        }
+    };
     let mut joined = false;
     loop {
         match watch(&mut node, &mut signals, joined).await {
             Event::Member(me) => {
                 joined = true;
                 // A signal that comes meanwhile waits for at most the length of a lease.
-                node.join(me).await?;
+                if let Err(error) = node.join(me).await {
+                    stop::abandoned(node.postgres.as_deref());
+                    stop::at_once(node, true).await;
+                    return Err(error);
+                }
                 tracing::info!(node = %me, "node runs");
                 notify(&[NotifyState::Ready, NotifyState::Status("running")]);
             }
@@ -88,14 +99,16 @@ async fn watch(node: &mut Node, signals: &mut Signals, joined: bool) -> Event {
     let watchdog = sd_notify::watchdog_enabled().map_or(Duration::from_secs(86_400), |every| every / 2);
     let member = start::membership(&node.handle);
     tokio::select! {
+        // The cause before its consequences: what stops consensus ends other parts too.
+        biased;
+        unwell = unwell(&mut health) => unwell,
         me = member, if !joined => Event::Member(me),
         _ = signals.terminate.recv() => Event::Asked,
         _ = signals.interrupt.recv() => Event::Asked,
         _ = signals.hangup.recv() => Event::Reload,
-        () = tokio::time::sleep(watchdog) => Event::Watchdog,
-        unwell = unwell(&mut health) => unwell,
         end = node.consensus.ended() => Event::Broken { what: format!("consensus: its {} ended: {}", end.task, end.why), postgres_in_doubt: true },
         Some(ended) = node.tasks.join_next() => broken(ended),
+        () = tokio::time::sleep(watchdog) => Event::Watchdog,
     }
 }
 

@@ -24,8 +24,8 @@ impl Instance {
     /// the old directory as it was. Afterwards the directory is stopped; it can be started detached or by `follow`.
     pub async fn copy_from(&self, source: &Upstream, system: Option<SystemId>) -> Result<(), Error> {
         let _working = self.begin(Activity::Cloning { done: 0, total: 0 })?;
-        if self.poisoned() {
-            // What still runs there is a rewound server that never became consistent.
+        if self.poisoned() || self.stalled().is_some() {
+            // What still runs there is a rewound server that never became consistent, or one that waits for WAL that nobody has.
             self.demote().await?;
         }
         if self.supervisor.pid().is_some() {

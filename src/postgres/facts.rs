@@ -126,8 +126,14 @@ impl Instance {
             | Activity::Promoting => {}
         }
         if self.supervisor.pid().is_some() {
-            return self.running_facts(writers).await.unwrap_or_else(|_| blank(PostgresState::Unknown));
+            let facts = self.running_facts(writers).await.unwrap_or_else(|_| blank(PostgresState::Unknown));
+            match facts.state {
+                PostgresState::Starting => self.watch_recovery().await,
+                _answered_or_ended => self.forget_recovery(),
+            }
+            return facts;
         }
+        self.forget_recovery();
         if matches!(activity, Activity::Starting) {
             return blank(PostgresState::Starting);
         }
@@ -179,7 +185,7 @@ impl Instance {
     }
 
     /// Read once per timeline and server: a history file does not change while a server uses it.
-    async fn known_ancestry(&self, timeline: Timeline) -> Option<Vec<(Timeline, Lsn)>> {
+    async fn known_ancestry(&self, timeline: Timeline) -> Option<history::Ancestry> {
         if let Some((_, ancestry)) = lock(&self.ancestry).as_ref().filter(|(known, _)| *known == timeline) {
             return Some(ancestry.clone());
         }

@@ -14,8 +14,11 @@ use std::path::Path;
 /// First line of a placeholder. PostgreSQL skips lines that begin with `#`.
 const PLACEHOLDER: &str = "# claimed by Trilithon for a promotion that did not last; nothing was written on this timeline\n";
 
+/// Ancestors of a timeline with the position at which each was left, oldest first.
+pub(super) type Ancestry = Vec<(Timeline, Lsn)>;
+
 /// Ancestors of `timeline` with the position at which each was left, oldest first, from its history file in `pg_wal`.
-pub(super) fn ancestry(wal: &Path, timeline: Timeline) -> Result<Vec<(Timeline, Lsn)>, Error> {
+pub(super) fn ancestry(wal: &Path, timeline: Timeline) -> Result<Ancestry, Error> {
     if timeline <= Timeline(1) {
         return Ok(Vec::new());
     }

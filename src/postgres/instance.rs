@@ -6,18 +6,20 @@
 use super::conf::{self, Intent, SyncNames, Wishes};
 use super::control::ControlData;
 use super::error::{Error, io};
+use super::history::Ancestry;
 use super::identify::Identifier;
 use super::install::Install;
 use super::layout::Layout;
 use super::process::{Emergency, Postmaster, Supervisor, lock};
 use super::procfs;
+use super::recovery::Recovery;
 use super::secrets;
 use super::session::{Session, Target};
 use super::tool::blocking;
 use super::user::{self, RunAs};
 use crate::cluster::Secrets;
 use crate::telemetry::Clock;
-use crate::types::{Epoch, Lsn, Millis, NodeId, SystemId, Timeline};
+use crate::types::{Epoch, Millis, NodeId, SystemId, Timeline};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -87,8 +89,9 @@ pub struct Instance {
     pub(super) identifier: Mutex<Option<Identifier>>,
     pub(super) probe: Mutex<Probe>,
     pub(super) stopped: Mutex<Option<(std::time::SystemTime, ControlData)>>,
+    pub(super) recovery: Mutex<Option<Recovery>>,
     /// Ancestors of the timeline that the running server writes or follows.
-    pub(super) ancestry: Mutex<Option<(Timeline, Vec<(Timeline, Lsn)>)>>,
+    pub(super) ancestry: Mutex<Option<(Timeline, Ancestry)>>,
 }
 
 /// What is wanted and what is known, behind one lock that is never held across an await.
@@ -175,6 +178,7 @@ impl Instance {
             identifier: Mutex::new(None),
             probe: Mutex::new(Probe::default()),
             stopped: Mutex::new(None),
+            recovery: Mutex::new(None),
             ancestry: Mutex::new(None),
         })
     }

@@ -81,6 +81,14 @@ pub(super) fn command_line(pid: i32) -> String {
     String::from_utf8_lossy(&raw).replace('\0', " ")
 }
 
+/// Processor time that a process has used, in ticks.
+pub(super) fn ticks(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold blanks; user and system time are the 12th and 13th field after it.
+    let mut fields = stat.rsplit(')').next()?.split_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
 /// Every postgres process that works in `pgdata`, postmaster and backends alike. Zombies hold nothing and do not count.
 pub(super) fn processes_in(pgdata: &Path) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };

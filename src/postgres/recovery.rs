@@ -2,17 +2,18 @@
 
 use super::error::Error;
 use super::instance::Instance;
-use super::process;
-use super::procfs::{self, PidFile};
+use super::process::{self, lock};
+use super::procfs;
 use super::tool::blocking;
+use crate::types::Millis;
 use std::time::Duration;
-use tokio::time::sleep;
 
-/// PostgreSQL names the WAL segment that it replays in the title of its startup process. Replaying one takes seconds at most; a title
-/// that stands still for this long belongs to a process that waits.
+/// PostgreSQL names the WAL segment that it replays in the title of its startup process. One that neither goes on to another segment
+/// nor does any work for this long waits.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 const TITLE: &str = "startup recovering ";
+/// A process that waits wakes up now and then: this much work, in clock ticks of a hundredth of a second, is none.
+const IDLE_TICKS: u64 = 20;
 
 /// What PostgreSQL says when this directory can never be started as a standby of its cluster again.
 const HOPELESS: &[&str] = &[
@@ -24,30 +25,42 @@ const HOPELESS: &[&str] = &[
     "could not locate required checkpoint record",
 ];
 
+/// The startup process when it was last seen to get on.
+#[derive(Clone, Debug)]
+pub(super) struct Recovery {
+    segment: String,
+    /// Its processor time, in ticks.
+    worked: u64,
+    since: Millis,
+    stalled: bool,
+}
+
 impl Instance {
-    /// Until the server that was just started accepts connections. It is stopped when its recovery can never end.
-    pub async fn await_recovery(&self) -> Result<(), Error> {
-        let mut segment: Option<String> = None;
-        let mut since = self.clock.now();
-        loop {
-            if self.supervisor.pid().is_none() {
-                return Err(self.start_failed().await);
+    /// Why the server that starts will never be up, if so. As of the last facts.
+    #[must_use]
+    pub fn stalled(&self) -> Option<String> {
+        let seen = lock(&self.recovery).clone().filter(|seen| seen.stalled)?;
+        Some(format!("its recovery waits for WAL after segment {}, which is nowhere to be had", seen.segment))
+    }
+
+    /// Look at the startup process of a server that is starting.
+    pub(super) async fn watch_recovery(&self) {
+        let pgdata = self.layout.pgdata.clone();
+        let found = blocking(move || recovering(&pgdata)).await;
+        let now = self.clock.now();
+        let mut known = lock(&self.recovery);
+        *known = found.map(|(segment, worked)| match known.take() {
+            Some(before) if before.segment == segment && worked < before.worked + IDLE_TICKS => {
+                let stalled = now.since(before.since) >= STALLED_AFTER;
+                Recovery { stalled, ..before }
             }
-            let pgdata = self.layout.pgdata.clone();
-            let (status, now_at) = blocking(move || (PidFile::read(&pgdata).and_then(|f| f.status), recovering(&pgdata))).await;
-            if status.is_some_and(|s| s == "ready" || s == "standby") {
-                return Ok(());
-            }
-            if now_at != segment {
-                (segment, since) = (now_at, self.clock.now());
-            }
-            if let Some(at) = segment.as_ref().filter(|_| self.clock.now().since(since) >= STALLED_AFTER) {
-                let why = format!("its recovery waits for WAL after segment {at} that is nowhere to be had");
-                self.demote().await?;
-                return Err(Error::NeedsClone(why));
-            }
-            sleep(LOOK_EVERY).await;
-        }
+            Some(_) | None => Recovery { segment, worked, since: now, stalled: false },
+        });
+    }
+
+    /// It is up, or down: nothing waits.
+    pub(super) fn forget_recovery(&self) {
+        *lock(&self.recovery) = None;
     }
 
     /// The server ended while it started: can another try help?
@@ -61,8 +74,11 @@ impl Instance {
     }
 }
 
-/// The segment that the startup process of this directory replays.
-fn recovering(pgdata: &std::path::Path) -> Option<String> {
-    let titles = procfs::processes_in(pgdata).into_iter().map(procfs::command_line);
-    titles.filter_map(|title| Some(title.split_once(TITLE)?.1.trim_matches(['\0', ' ']).to_owned())).next()
+/// The segment that the startup process of this directory replays, and the time it has worked.
+fn recovering(pgdata: &std::path::Path) -> Option<(String, u64)> {
+    procfs::processes_in(pgdata).into_iter().find_map(|pid| {
+        let title = procfs::command_line(pid);
+        let segment = title.split_once(TITLE)?.1.trim().to_owned();
+        Some((segment, procfs::ticks(pid)?))
+    })
 }

@@ -118,16 +118,18 @@ pub async fn serve(slots: &Slots, control: &Control, key: CancelKey) {
 /// a block is cut and rolls back; a single writing statement is cancelled, because only its own end tells whether it was applied.
 pub async fn end_in_flight(slots: &Slots, control: &Control) {
     let all: Vec<_> = slots.by_pid.lock().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect();
-    for slot in all {
-        let stage = slot.stage.load(SeqCst);
-        let writes = slot.effect.load(SeqCst) >= Effect::Write as u8;
-        let Some(link) = slot.aim().filter(|link| link.to_primary && stage != Stage::None as u8) else { continue };
-        if stage == Stage::Block as u8 || !writes {
-            link.cut(Cut::Drained);
-        } else if !waits_for_standbys(control, &link).await {
-            link.mark_drained();
-            send(&link).await;
-        }
+    futures::future::join_all(all.iter().map(|slot| end_one(slot, control))).await;
+}
+
+async fn end_one(slot: &Slot, control: &Control) {
+    let stage = slot.stage.load(SeqCst);
+    let writes = slot.effect.load(SeqCst) >= Effect::Write as u8;
+    let Some(link) = slot.aim().filter(|link| link.to_primary && stage != Stage::None as u8) else { return };
+    if stage == Stage::Block as u8 || !writes {
+        link.cut(Cut::Drained);
+    } else if !waits_for_standbys(control, &link).await {
+        link.mark_drained();
+        send(&link).await;
     }
 }
 

@@ -234,9 +234,8 @@ impl World {
         let Some(data) = &pg.data else { return facts };
         facts.system = Some(data.system);
         facts.role = match (state, pg.proc) {
-            (PostgresState::Running | PostgresState::Unknown, Proc::Running { primary }) => {
-                Some(if primary { Role::Primary } else { Role::Standby })
-            }
+            // A server that does not answer does not tell its role either.
+            (PostgresState::Running, Proc::Running { primary }) => Some(if primary { Role::Primary } else { Role::Standby }),
             (_, _) => None,
         };
         if state == PostgresState::Unknown || pg.replacing.is_some() {
