@@ -50,6 +50,19 @@ async fn failover_of_a_frozen_primary_lets_no_second_one_acknowledge() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_of_a_hung_postmaster_and_of_a_node_process_that_dies_alone() {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let cluster = Cluster::start(program(), "hung", &[]).await;
+    let hung = scenarios::postmaster_hung(&cluster, "hung").await;
+    println!("postmaster hung: {hung:?}");
+    assert!(hung.outage < Duration::from_secs(15), "{hung:?}");
+
+    let adopted = scenarios::node_process_restarted(&cluster, "adopted").await;
+    println!("node process killed and restarted: {adopted:?}");
+    assert!(adopted.outage < Duration::from_secs(6), "{adopted:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failover_of_a_primary_that_is_cut_off_heals_by_itself() {
     let _one = ONE_AT_A_TIME.lock().await;
     let cluster = Cluster::start(program(), "cut", &["--wan-ms", "10"]).await;

@@ -106,6 +106,48 @@ pub async fn postmaster_killed(cluster: &Cluster, table: &str) -> Measured {
     Measured::of(&report, event, Some(rejoin))
 }
 
+/// SIGSTOP of the primary's postmaster alone: it accepts nobody, while the sessions that it has go on, and its node renews the lease.
+pub async fn postmaster_hung(cluster: &Cluster, table: &str) -> Measured {
+    let old = cluster.wait_whole(REJOIN_TIMEOUT).await;
+    let load = load_elsewhere(cluster, &old, table).await;
+    let before = epoch(cluster).await;
+    let event = cluster.now();
+    Cluster::signal(&[cluster.postmaster(&old).expect("a running primary")], Signal::STOP);
+    wait_new_epoch(cluster, &load, before).await;
+    let primary = cluster.wait_whole(REJOIN_TIMEOUT).await;
+    let rejoin = cluster.now().since(event);
+    let report = load.finish().await;
+    audit(cluster, &primary, &report).await;
+    Measured::of(&report, event, Some(rejoin))
+}
+
+/// kill -9 of the primary's node process alone, started again at once: its successor adopts the running Postgres, nobody is elected.
+pub async fn node_process_restarted(cluster: &Cluster, table: &str) -> Measured {
+    let primary = cluster.wait_whole(REJOIN_TIMEOUT).await;
+    let load = load_elsewhere(cluster, &primary, table).await;
+    let (before, postmaster) = (epoch(cluster).await, cluster.postmaster(&primary));
+    let event = cluster.now();
+    Cluster::signal(&[cluster.node(&primary).pid], Signal::KILL);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    cluster.demo(&["--start", &primary]).await;
+    while cluster.status_of(&primary).await.is_none() {
+        assert!(cluster.now().since(event) < REJOIN_TIMEOUT, "{primary} does not answer again\n{}", cluster.log());
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let rejoin = cluster.now().since(event);
+    load.wait_progress(cluster, 50, FAILOVER_TIMEOUT).await;
+    let report = load.finish().await;
+    assert_eq!(cluster.wait_whole(REJOIN_TIMEOUT).await, primary, "no failover without a cause (P5)");
+    assert_eq!(
+        (epoch(cluster).await, cluster.postmaster(&primary)),
+        (before, postmaster),
+        "the running Postgres is adopted\n{}",
+        cluster.log()
+    );
+    audit(cluster, &primary, &report).await;
+    Measured::of(&report, event, Some(rejoin))
+}
+
 /// A planned change of primary, asked for as an administrator would.
 pub async fn switchover(cluster: &Cluster, table: &str) -> Measured {
     let old = cluster.wait_whole(REJOIN_TIMEOUT).await;
