@@ -68,6 +68,7 @@ async fn failover_of_a_primary_that_is_cut_off_heals_by_itself() {
     let cluster = Cluster::start(program(), "cut", &["--wan-ms", "10"]).await;
     let cut = scenarios::primary_cut_off(&cluster, "cut", Duration::from_secs(12)).await;
     println!("cut off for 12 s: {cut:?}");
+    assert!(cut.rejoin.is_some_and(|r| r < Duration::from_secs(60)), "{cut:?}");
     assert!(cut.outage < Duration::from_secs(20), "{cut:?}");
 }
 
