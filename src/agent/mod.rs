@@ -12,6 +12,7 @@
 
 mod controller;
 mod execute;
+mod flight;
 mod lease;
 mod marks;
 mod memory;

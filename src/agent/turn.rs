@@ -1,19 +1,20 @@
 //! The loop: one turn observes, converges, tells the peers, and sees to it that the right step is in flight.
 
-use super::execute::{self, Deps, Done};
+use super::execute::{self, Done};
+use super::flight::Flight;
 use super::memory::Memory;
 use super::observe::{self, Own};
 use super::upkeep::Upkeep;
 use super::{LeaseCell, Promise, PromiseError, ViewSource};
 use crate::cluster::{ClusterState, Phase};
 use crate::consensus::Handle;
-use crate::ha::{Action, LocalState, NodeObservation, StepReason, Upstream, converge};
+use crate::ha::{LocalState, NodeObservation, StepReason, Upstream, converge};
 use crate::postgres::{Instance, Postmaster};
 use crate::telemetry::Clock;
 use crate::types::{Epoch, NodeId, Revision};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
@@ -64,18 +65,11 @@ pub struct Agent {
     pub stop: CancellationToken,
 }
 
-/// The step that is being carried out.
-struct Flight {
-    action: Action,
-    /// A drain past its point of no return.
-    committed: Arc<AtomicBool>,
-}
-
-struct Loop {
-    agent: Agent,
-    memory: Memory,
-    flight: Option<Flight>,
-    tasks: JoinSet<Result<Done, execute::ExecuteError>>,
+pub(super) struct Loop {
+    pub(super) agent: Agent,
+    pub(super) memory: Memory,
+    pub(super) flight: Option<Flight>,
+    pub(super) tasks: JoinSet<Result<Done, execute::ExecuteError>>,
     last_reason: Option<StepReason>,
     upkeep: Upkeep,
 }
@@ -104,6 +98,7 @@ impl Loop {
             if self.upkeep.turn(&self.agent.postgres, &state, self.agent.me, &view) {
                 self.memory.settled = None;
             }
+            self.hurry(&state, now.since(view.phase_since));
             let local = self.observe(&state, upstream.clone()).await;
             let step = converge(&state, &local);
             self.tell(&state, &local, &step.reason);
@@ -185,118 +180,6 @@ impl Loop {
         if self.last_reason.as_ref() != Some(reason) {
             tracing::info!(epoch = %s.epoch, revision = %s.revision, %reason, "step");
             self.last_reason = Some(reason.clone());
-        }
-    }
-
-    /// A newer, different step ends the one in flight; a copy goes on while its source is the primary, a drain past its point
-    /// of no return goes on always.
-    fn abort_if_overtaken(&mut self, s: &ClusterState, wanted: Option<&Action>) {
-        let Some(flight) = &self.flight else { return };
-        let overtaken = match &flight.action {
-            Action::Clone { primary } | Action::Rewind { primary } => s.primary() != Some(*primary),
-            Action::Drain => {
-                let still = matches!(s.phase, Phase::Draining { from, .. } if from == self.agent.me);
-                let fenced = wanted == Some(&Action::Demote);
-                fenced || (!still && !flight.committed.load(Ordering::Acquire))
-            }
-            Action::Demote | Action::Stop | Action::InitDb => false,
-            // INV-9: what it began cannot be called back; the lease is given back after its end has been seen.
-            Action::Promote { .. } if matches!(wanted, Some(Action::ReleaseLease { .. })) => false,
-            other => wanted.is_some_and(|w| w != other),
-        };
-        if overtaken {
-            tracing::info!(action = ?flight.action, "step overtaken by a newer one");
-            self.tasks.abort_all();
-            self.flight = None;
-            self.tasks = JoinSet::new();
-        }
-    }
-
-    fn launch(&mut self, s: &Arc<ClusterState>, action: Action) -> Result<(), AgentError> {
-        match &action {
-            // INV-1: on disk before anything else is looked at. Milliseconds, and nothing may overtake it.
-            Action::Promise { epoch } => {
-                tokio::task::block_in_place(|| self.agent.promise.raise(*epoch))?;
-                return Ok(());
-            }
-            Action::ReleaseLease { epoch } => {
-                self.agent.lease.release(*epoch);
-                return Ok(());
-            }
-            // Renewals stop also where the kill cannot succeed, so that the others need wait for the lease only.
-            Action::Demote if s.lease.holder == Some(self.agent.me) && s.lease.epoch == s.epoch => self.agent.lease.end(s.epoch),
-            // INV-6: other names go into the configuration now. The older proof ends here, also if this attempt is broken off.
-            Action::ApplyRule { .. } => self.memory.settled = None,
-            _effect_on_postgres => {}
-        }
-        let committed = Arc::new(AtomicBool::new(false));
-        let deps = Deps {
-            me: self.agent.me,
-            clock: self.agent.clock,
-            consensus: self.agent.consensus.clone(),
-            postgres: self.agent.postgres.clone(),
-            lease: self.agent.lease.clone(),
-            view: self.agent.view.clone(),
-            committed: committed.clone(),
-        };
-        tracing::debug!(?action, "step begins");
-        self.tasks.spawn(execute::execute(deps, s.clone(), action.clone()));
-        self.flight = Some(Flight { action, committed });
-        Ok(())
-    }
-
-    fn landed(&mut self, s: &ClusterState, done: Result<Result<Done, execute::ExecuteError>, tokio::task::JoinError>) {
-        let Some(flight) = self.flight.take() else { return };
-        match done {
-            Ok(Ok(done)) => {
-                self.memory.backoff.clear();
-                self.remember(flight.action, done);
-            }
-            Ok(Err(error)) => {
-                let count = self.memory.backoff.failed(&flight.action, self.agent.clock.now());
-                if count == 1 {
-                    tracing::warn!(action = ?flight.action, %error, "step failed, trying again");
-                } else {
-                    tracing::debug!(action = ?flight.action, %error, count, "step failed again");
-                }
-                if let Action::Promote { epoch, .. } = flight.action
-                    && (error.is_final() || count >= 5)
-                {
-                    tracing::error!(%epoch, %error, "promotion failed for good, giving the lease back");
-                    self.memory.gave_up = Some(epoch);
-                }
-                if let execute::ExecuteError::CloneNeeded(why) = error {
-                    self.memory.needs_clone = Some(why);
-                }
-                self.memory.following = self.agent.postgres.following();
-            }
-            Err(error) if error.is_cancelled() => {}
-            Err(error) => {
-                self.memory.backoff.failed(&flight.action, self.agent.clock.now());
-                tracing::error!(action = ?flight.action, %error, epoch = %s.epoch, "step panicked");
-            }
-        }
-    }
-
-    fn remember(&mut self, action: Action, done: Done) {
-        match (action, done) {
-            (Action::Follow { primary, epoch }, _) => self.memory.following = Some((primary, epoch)),
-            (Action::Detach | Action::StartDetached | Action::Demote | Action::Promote { .. }, _) => self.memory.following = None,
-            (Action::Clone { .. } | Action::Rewind { .. }, _) => {
-                self.memory.following = None;
-                self.memory.needs_clone = None;
-            }
-            (Action::ApplyRule { epoch, rule }, _) => self.memory.settled = Some((epoch, rule)),
-            (Action::Prepare { request }, _) => self.memory.prepared = Some(request),
-            (
-                Action::Promise { .. }
-                | Action::AcquireLease { .. }
-                | Action::ReleaseLease { .. }
-                | Action::InitDb
-                | Action::Stop
-                | Action::Drain,
-                _,
-            ) => {}
         }
     }
 

@@ -18,7 +18,7 @@ pub(super) fn read(r: &mut Reader) -> Settings {
     let durability = r.choice("ha.durability", &DURABILITY);
     let acks = usize::try_from(r.number("ha.acks", 1..=15)).unwrap_or_default();
     Settings {
-        lease_ttl_ms: ms(r.duration("ha.lease_ttl", Duration::from_millis(500)..=seconds(300))),
+        lease_ttl_ms: ms(r.duration("ha.lease_ttl", seconds(1)..=seconds(300))),
         clock_drift_permille: r.number("ha.clock_drift_permille", 0..=500).unsigned_abs(),
         durability,
         acks,

@@ -55,9 +55,9 @@ fn bad_values_name_what_is_allowed() {
     let golden = [
         (
             "[ha]\nlease_ttl = \"3x\"",
-            "node.toml:7: ha.lease_ttl = \"3x\": not a duration; write a duration from 500ms to 5m, with one of the units ms, s, m, h, like \"3s\"",
+            "node.toml:7: ha.lease_ttl = \"3x\": not a duration; write a duration from 1s to 5m, with one of the units ms, s, m, h, like \"3s\"",
         ),
-        ("[ha]\nlease_ttl = 3", "node.toml:7: ha.lease_ttl = 3: has no unit; write a duration from 500ms to 5m, in quotes, like \"3s\""),
+        ("[ha]\nlease_ttl = 3", "node.toml:7: ha.lease_ttl = 3: has no unit; write a duration from 1s to 5m, in quotes, like \"3s\""),
         (
             "[ha]\nmax_lag = \"1 parsec\"",
             "node.toml:7: ha.max_lag = \"1 parsec\": not a size; write a number of bytes, or one with a unit of kB, MB, GB, KiB, MiB or GiB, like \"1MiB\"",

@@ -132,7 +132,13 @@ pub fn classify(error: &(dyn Error + 'static)) -> Failure {
         at = e.source();
     }
     let text = chain(error);
-    if text.contains("deadline has elapsed") || text.contains("timed out") { Failure::TimedOut } else { Failure::Other(text) }
+    let tells = |words: &[&str]| words.iter().any(|w| text.contains(w));
+    if tells(&["deadline has elapsed", "timed out"]) {
+        return Failure::TimedOut;
+    }
+    // HTTP/2's own story of it is three errors deep, and tells no more.
+    let broke = tells(&["h2 protocol error", "connection reset", "broken pipe", "stream closed"]);
+    Failure::Other(if broke { "the connection broke".to_owned() } else { text })
 }
 
 /// The same for an RPC's status.

@@ -86,7 +86,12 @@ fn unused_lease(s: &ClusterState, local: &LocalState) -> Option<Step> {
         PostgresState::Running => local.postgres.role == Some(Role::Standby),
         PostgresState::Unknown | PostgresState::Starting | PostgresState::Stopping => false,
     };
-    let on_the_way = matches!(s.phase, Phase::Promoting { candidate } if candidate == local.me) && !gave_up(s, local);
+    let elected = matches!(s.phase, Phase::Promoting { candidate } if candidate == local.me);
+    if elected && gave_up(s, local) && local.postgres.state == PostgresState::Starting {
+        // A start without end would keep the lease for ever.
+        return Some(act(Action::Demote, StepReason::LeaseUnused));
+    }
+    let on_the_way = elected && !gave_up(s, local);
     (down && !on_the_way && !local.released).then(|| act(Action::ReleaseLease { epoch: held }, StepReason::LeaseUnused))
 }
 
@@ -164,13 +169,13 @@ fn seal(local: &LocalState) -> Step {
 }
 
 fn become_primary(s: &ClusterState, local: &LocalState) -> Step {
+    if local.postgres.role == Some(Role::Primary) && local.postgres.state == PostgresState::Running {
+        return be_primary(s, local);
+    }
     if gave_up(s, local) {
         // The next election wants to know where its WAL ends.
         let unknown = local.postgres.state == PostgresState::Stopped && local.postgres.position.is_none() && !local.poisoned;
         return if unknown { act(Action::StartDetached, StepReason::UnknownPosition) } else { hold(StepReason::Sealed) };
-    }
-    if local.postgres.role == Some(Role::Primary) && local.postgres.state == PostgresState::Running {
-        return be_primary(s, local);
     }
     if local.poisoned || local.postgres.state == PostgresState::Absent {
         return hold(StepReason::Poisoned);

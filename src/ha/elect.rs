@@ -46,7 +46,8 @@ fn about_to_seal(s: &ClusterState, v: &View) -> BTreeSet<NodeId> {
     fresh_data(s, v).into_iter().filter(|(_, o)| quick(o)).map(|(n, _)| n).collect()
 }
 
-/// INV-7: the winner's WAL is at least as advanced as every elector's; preference only breaks ties.
+/// INV-7: the winner's WAL is at least as advanced as every elector's; preference only breaks ties, and one that was elected just now
+/// and did not get there comes last among them.
 fn choose(s: &ClusterState, v: &View, preferred: Option<NodeId>, sealed: &BTreeMap<NodeId, Seal>) -> Decision {
     let Some((newest, best)) = sealed.iter().max_by_key(|(_, seal)| seal.end).map(|(n, seal)| (*n, seal.end)) else {
         return hold(Reason::WaitingForSeals { missing: s.data_members().collect() });
@@ -56,7 +57,8 @@ fn choose(s: &ClusterState, v: &View, preferred: Option<NodeId>, sealed: &BTreeM
     }
     let priority = |n: NodeId| s.members.get(&n).map_or(0, |m| m.tags.priority);
     let tied = sealed.iter().filter(|(n, seal)| seal.end == best && !seal.ruined && eligible(s, **n)).map(|(n, _)| *n);
-    let Some(node) = tied.max_by_key(|n| (Some(*n) == preferred, priority(*n), Reverse(*n))) else {
+    let failed = s.history.last().filter(|h| !h.settled).map(|h| h.to);
+    let Some(node) = tied.max_by_key(|n| (Some(*n) == preferred, failed != Some(*n), priority(*n), Reverse(*n))) else {
         return hold(Reason::NewestNotEligible { node: newest });
     };
     let command = Command::Elect { candidate: node, rule: first_rule(s, node, sealed), lsn: best.lsn };

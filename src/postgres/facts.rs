@@ -129,6 +129,7 @@ impl Instance {
             let facts = self.running_facts(writers).await.unwrap_or_else(|_| blank(PostgresState::Unknown));
             match facts.state {
                 PostgresState::Starting => self.watch_recovery().await,
+                PostgresState::Running => self.watch_stream(&facts).await,
                 _answered_or_ended => self.forget_recovery(),
             }
             return facts;

@@ -9,6 +9,7 @@ use super::process::lock;
 use super::tool::{blocking, within};
 use crate::cluster::SyncRule;
 use crate::types::{Epoch, Timeline};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -17,8 +18,13 @@ impl Instance {
     /// server on any other is stopped at once.
     pub async fn promote(&self, epoch: Epoch, timeline: Timeline, rule: &SyncRule, limit: Duration) -> Result<(), Error> {
         let _working = self.begin(Activity::Promoting)?;
-        let promoted = within(limit, "promotion", self.promote_onto(epoch, timeline, rule)).await;
+        let asked = AtomicBool::new(false);
+        let promoted = within(limit, "promotion", self.promote_onto(epoch, timeline, rule, &asked)).await;
         if promoted.is_err() {
+            // PostgreSQL cannot be told to forget a promotion: it would come about later, without a right to it.
+            if asked.load(Ordering::Acquire) {
+                self.demote().await?;
+            }
             // Where nothing came of it the reserved numbers are given back; a server that did promote keeps its own and those below.
             let wal = self.layout.wal();
             blocking(move || history::withdraw_beyond_newest(&wal, Timeline(1))).await?;
@@ -26,7 +32,7 @@ impl Instance {
         promoted
     }
 
-    async fn promote_onto(&self, epoch: Epoch, timeline: Timeline, rule: &SyncRule) -> Result<(), Error> {
+    async fn promote_onto(&self, epoch: Epoch, timeline: Timeline, rule: &SyncRule, asked: &AtomicBool) -> Result<(), Error> {
         let session = self.session().await?;
         if session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("t") {
             return Err(Error::NotStandby);
@@ -46,13 +52,13 @@ impl Instance {
         self.reload()?;
         self.await_names(&names).await?;
         self.reserve(own.next().0..timeline.0).await?;
+        asked.store(true, Ordering::Release);
         session.run("SELECT pg_promote(false)", QUERY_LIMIT).await?;
         while session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("f") {
             sleep(POLL).await;
         }
         let found = self.identify().await?.timeline;
         if found != timeline {
-            self.demote().await?;
             return Err(Error::WrongTimeline { claimed: timeline, found });
         }
         // A standby that follows across the gap asks for every history file in between.

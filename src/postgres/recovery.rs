@@ -1,11 +1,12 @@
-//! Recovery that cannot end: a copy whose missing WAL nobody has any more waits for ever, and looks like one that is merely slow.
+//! Recovery that cannot go on: a copy whose missing WAL nobody has any more waits for ever, and looks like one that is merely slow.
 
 use super::error::Error;
 use super::instance::Instance;
 use super::process::{self, lock};
 use super::procfs;
 use super::tool::blocking;
-use crate::types::Millis;
+use crate::ha::{PostgresFacts, Role};
+use crate::types::{Millis, WalPosition};
 use std::time::Duration;
 
 /// PostgreSQL names the WAL segment that it replays in the title of its startup process. One that neither goes on to another segment
@@ -25,22 +26,34 @@ const HOPELESS: &[&str] = &[
     "could not locate required checkpoint record",
 ];
 
-/// The startup process when it was last seen to get on.
+/// A standby that gets nothing from its upstream for this long may have a reason, and its log tells it.
+const STARVED_AFTER: Duration = Duration::from_secs(30);
+/// What the log says when the upstream has not kept the WAL that this standby needs.
+const WAL_GONE: &str = "has already been removed";
+const STREAM_BEGAN: &str = "started streaming WAL";
+
+/// What the server waits for, and since when.
 #[derive(Clone, Debug)]
 pub(super) struct Recovery {
-    segment: String,
-    /// Its processor time, in ticks.
-    worked: u64,
+    wait: Wait,
     since: Millis,
-    stalled: bool,
+    /// Why it will never come.
+    hopeless: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+enum Wait {
+    /// Starting: the startup process as it was last seen to get on. `worked`: its processor time, in ticks.
+    Replay { segment: String, worked: u64 },
+    /// Up, and nothing comes from its upstream.
+    Stream { position: Option<WalPosition> },
 }
 
 impl Instance {
-    /// Why the server that starts will never be up, if so. As of the last facts.
+    /// Why the server will never be up, or never follow, if so. As of the last facts.
     #[must_use]
     pub fn stalled(&self) -> Option<String> {
-        let seen = lock(&self.recovery).clone().filter(|seen| seen.stalled)?;
-        Some(format!("its recovery waits for WAL after segment {}, which is nowhere to be had", seen.segment))
+        lock(&self.recovery).as_ref()?.hopeless.clone()
     }
 
     /// Look at the startup process of a server that is starting.
@@ -50,15 +63,41 @@ impl Instance {
         let now = self.clock.now();
         let mut known = lock(&self.recovery);
         *known = found.map(|(segment, worked)| match known.take() {
-            Some(before) if before.segment == segment && worked < before.worked + IDLE_TICKS => {
-                let stalled = now.since(before.since) >= STALLED_AFTER;
-                Recovery { stalled, ..before }
+            Some(Recovery { wait: Wait::Replay { segment: before, worked: then }, since, .. })
+                if before == segment && worked < then + IDLE_TICKS =>
+            {
+                let stalled = now.since(since) >= STALLED_AFTER;
+                let hopeless = stalled.then(|| format!("its recovery waits for WAL after segment {segment}, which is nowhere to be had"));
+                Recovery { wait: Wait::Replay { segment, worked: then }, since, hopeless }
             }
-            Some(_) | None => Recovery { segment, worked, since: now, stalled: false },
+            Some(_) | None => Recovery { wait: Wait::Replay { segment, worked }, since: now, hopeless: None },
         });
     }
 
-    /// It is up, or down: nothing waits.
+    /// Look at a standby that is up: is the WAL that it needs gone? The primary accepts its connection each time, so that it seems to
+    /// stream for a moment; but it gets nowhere.
+    pub(super) async fn watch_stream(&self, facts: &PostgresFacts) {
+        if facts.role != Some(Role::Standby) || self.following().is_none() {
+            return self.forget_recovery();
+        }
+        let now = self.clock.now();
+        let mut seen = Recovery { wait: Wait::Stream { position: facts.position }, since: now, hopeless: None };
+        match &*lock(&self.recovery) {
+            Some(Recovery { wait: Wait::Stream { position }, since, hopeless }) if *position == facts.position => {
+                (seen.since, seen.hopeless) = (*since, hopeless.clone());
+            }
+            Some(_) | None => {}
+        }
+        if now.since(seen.since) >= STARVED_AFTER && facts.streaming_from.is_none() && seen.hopeless.is_none() {
+            let layout = self.layout.clone();
+            let log = blocking(move || process::log_tail(&layout)).await;
+            let gone = log.rfind(WAL_GONE) > log.rfind(STREAM_BEGAN);
+            seen.hopeless = gone.then(|| "the primary has not kept the WAL that this copy needs next".to_owned());
+        }
+        *lock(&self.recovery) = Some(seen);
+    }
+
+    /// It streams, or is down: nothing waits.
     pub(super) fn forget_recovery(&self) {
         *lock(&self.recovery) = None;
     }

@@ -31,6 +31,7 @@ mod route;
 mod server;
 mod session;
 mod shared;
+mod statements;
 mod stats;
 
 pub use config::{Config, Consistency, PoolMode, PoolOverride};

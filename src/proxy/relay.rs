@@ -238,13 +238,13 @@ impl Session {
                 let class = self.class_of(frame, 1);
                 self.pinned |= class.pins;
                 let name = split_cstr(self.inbox.body(frame)).map_or(&b""[..], |(name, _)| name);
-                self.statements.parsed(name, class);
+                self.statements.parse_sent(name, class);
                 Effect::Nothing
             }
             b'B' => {
                 let (portal, rest) = split_cstr(self.inbox.body(frame)).unwrap_or((b"", b""));
                 let statement = split_cstr(rest).map_or(&b""[..], |(name, _)| name);
-                self.statements.bound(portal, statement);
+                self.statements.bind_sent(portal, statement);
                 Effect::Nothing
             }
             b'E' => {
@@ -255,8 +255,12 @@ impl Session {
                 self.statements.close_sent(self.inbox.body(frame));
                 Effect::Nothing
             }
+            b'S' => {
+                self.statements.sync_sent();
+                Effect::Nothing
+            }
             b'F' => Effect::Write,
-            b'D' | b'H' | b'S' | b'd' | b'c' | b'f' => Effect::Nothing,
+            b'D' | b'H' | b'd' | b'c' | b'f' => Effect::Nothing,
             tag => return Err(outcome::unknown_message(tag)),
         };
         self.wrote |= effect >= Effect::Write;
@@ -355,8 +359,9 @@ impl Session {
                 }
                 held.replay = None;
             }
+            b'1' => self.statements.parse_answered(),
             b'3' => self.statements.close_answered(),
-            b'1' | b'2' | b't' | b'T' | b'n' | b'A' => {}
+            b'2' | b't' | b'T' | b'n' | b'A' => {}
             _ => held.replay = None,
         }
         self.tracker.received(frame.tag, status);

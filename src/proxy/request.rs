@@ -5,11 +5,9 @@ use super::buffers;
 use super::classify::{Class, Kind, classify};
 use super::lexer::{Lexer, Token};
 use super::outcome;
-use super::protocol::Effect;
 use super::session::{Block, End, Session};
 use crate::wire::frame::{Frame, Malformed, StreamBuffer};
 use crate::wire::message::{TxStatus, put_ready, split_cstr};
-use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Something that is sent and answered as a whole.
@@ -28,76 +26,6 @@ pub enum UnitKind {
     Batch,
     Function,
     Terminate,
-}
-
-/// Prepared statements and portals, as far as the proxy must know them.
-#[derive(Debug, Default)]
-pub struct Statements {
-    unnamed: Option<Class>,
-    named: HashMap<Box<[u8]>, Class>,
-    portals: HashMap<Box<[u8]>, Effect>,
-    /// Named statements whose Close is not answered yet; `None` for the Close of anything else.
-    closing: VecDeque<Option<Box<[u8]>>>,
-}
-
-impl Statements {
-    /// Whether the server's session holds statements the client relies on.
-    #[must_use]
-    pub fn has_named(&self) -> bool {
-        !self.named.is_empty()
-    }
-
-    /// `name` was parsed.
-    pub fn parsed(&mut self, name: &[u8], class: Class) {
-        if name.is_empty() {
-            self.unnamed = Some(class);
-        } else {
-            self.named.insert(name.into(), class);
-        }
-    }
-
-    /// A portal was bound; nothing is assumed about a statement nobody saw.
-    pub fn bound(&mut self, portal: &[u8], statement: &[u8]) {
-        let class = if statement.is_empty() { self.unnamed } else { self.named.get(statement).copied() };
-        self.portals.insert(portal.into(), Effect::of(class.unwrap_or(Class::OPAQUE).kind));
-    }
-
-    /// What executing the portal may do.
-    #[must_use]
-    pub fn executed(&self, portal: &[u8]) -> Effect {
-        self.portals.get(portal).copied().unwrap_or(Effect::Commit)
-    }
-
-    /// A Close was sent.
-    pub fn close_sent(&mut self, body: &[u8]) {
-        let name = match body.split_first() {
-            Some((b'S', name)) => split_cstr(name).map(|(name, _)| name.into()),
-            _ => None,
-        };
-        self.closing.push_back(name);
-    }
-
-    /// A Close was answered: only now is the statement gone (after an error the server skips it).
-    pub fn close_answered(&mut self) {
-        if let Some(Some(name)) = self.closing.pop_front() {
-            self.named.remove(&name);
-        }
-    }
-
-    /// An error: whether the Closes in flight take effect is not followed up; the client keeps its server.
-    pub fn failed(&mut self) {
-        self.closing.clear();
-    }
-
-    /// The transaction ended: its portals are gone.
-    pub fn transaction_ended(&mut self) {
-        self.portals.clear();
-    }
-
-    /// DEALLOCATE ALL, DISCARD ALL, or the server is gone.
-    pub fn clear(&mut self) {
-        *self = Statements::default();
-    }
 }
 
 /// What statements begin with that grow long by their data.
@@ -284,20 +212,5 @@ mod tests {
         };
         assert_eq!(of("select * from v where id = 1"), of("SELECT *\nFROM v WHERE id=  'x'"));
         assert_ne!(of("select * from v where id = 1"), of("select * from w where id = 1"));
-    }
-
-    #[test]
-    fn a_statement_is_gone_when_its_close_is_answered() {
-        let mut statements = Statements::default();
-        statements.parsed(b"s", Class { kind: Kind::Read, pins: false });
-        statements.close_sent(b"Ss\0");
-        assert!(statements.has_named());
-        statements.close_answered();
-        assert!(!statements.has_named());
-        statements.parsed(b"t", Class { kind: Kind::Read, pins: false });
-        statements.close_sent(b"St\0");
-        statements.failed();
-        statements.close_answered();
-        assert!(statements.has_named(), "a Close that the server skipped took no effect");
     }
 }

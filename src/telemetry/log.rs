@@ -54,6 +54,6 @@ pub fn init_logging(format: LogFormat, filter: &str) -> Result<LogHandle, LogErr
 
 /// openraft and sled are chatty at info; what they have to say there is ours to say.
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
-    let quiet = format!("openraft=error,sled=warn,h2=warn,{filter}");
+    let quiet = format!("openraft=error,sled=warn,h2=error,{filter}");
     EnvFilter::try_new(quiet).map_err(|e| LogError::Filter { filter: filter.to_owned(), reason: e.to_string() })
 }

@@ -134,6 +134,37 @@ async fn a_diverged_primary_is_rewound_and_follows() {
 }
 
 #[tokio::test]
+async fn a_standby_whose_wal_was_removed_says_so() {
+    let primary = Server::primary(1).await;
+    let standby = Server::standby(2, &primary).await;
+    standby.instance.stop(LIMIT).await.unwrap();
+    primary.sql("SELECT pg_drop_replication_slot('trilithon_n2')").await;
+    let held = primary.sql("SELECT min(name) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'").await;
+    for n in 0..12 {
+        write(&primary, &n.to_string()).await;
+        primary.sql("SELECT pg_switch_wal()").await;
+    }
+    primary.sql("CHECKPOINT").await;
+    let kept = primary.sql("SELECT min(name) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'").await;
+    assert!(kept > held, "more than wal_keep_size was written");
+    primary.sql("SELECT pg_create_physical_replication_slot('trilithon_n2')").await;
+    standby.instance.follow(primary.upstream(1), None).await.unwrap();
+    until("the primary refuses", || async { standby.log().contains("has already been removed") }).await;
+    assert_eq!(standby.instance.stalled(), None, "it is given time");
+    let begun = Instant::now();
+    while standby.instance.stalled().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it never says that its WAL is gone");
+        standby.facts().await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(standby.instance.stalled().as_deref(), Some("the primary has not kept the WAL that this copy needs next"));
+    standby.instance.stop(LIMIT).await.unwrap();
+    standby.facts().await;
+    assert_eq!(standby.instance.stalled(), None, "a copy takes its place");
+    standby.instance.copy_from(&primary.upstream(1), None).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_killed_rewind_poisons_the_directory_until_it_is_copied_anew() {
     let old = Server::primary(1).await;
     let winner = Server::standby(2, &old).await;

@@ -1,0 +1,226 @@
+//! Prepared statements and portals, as far as the proxy must know them: what executing one may do, and whether the server's session
+//! holds something that the client relies on.
+//!
+//! A name means what the server made of it, and the server may refuse: until its answer has come, a name that is used again in a
+//! later batch may mean either statement, and counts as the worse of the two. Within one batch there is no doubt: where the Parse
+//! fails, so does everything behind it. Pure.
+
+use super::classify::Class;
+use super::protocol::Effect;
+use crate::wire::message::split_cstr;
+use std::collections::{HashMap, VecDeque};
+
+/// A message that changes what a name means, not answered yet.
+#[derive(Debug)]
+enum Pending {
+    Parse {
+        name: Box<[u8]>,
+        class: Class,
+        batch: u64,
+    },
+    /// `None`: of a portal.
+    Close(Option<Box<[u8]>>),
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Statements {
+    unnamed: Option<Class>,
+    named: HashMap<Box<[u8]>, Class>,
+    portals: HashMap<Box<[u8]>, Effect>,
+    pending: VecDeque<Pending>,
+    /// Number of Syncs sent.
+    batch: u64,
+}
+
+impl Statements {
+    /// Whether the server's session holds statements the client relies on.
+    #[must_use]
+    pub fn has_named(&self) -> bool {
+        !self.named.is_empty() || self.pending.iter().any(|p| matches!(p, Pending::Parse { name, .. } if !name.is_empty()))
+    }
+
+    /// A Parse of `name` was sent.
+    pub fn parse_sent(&mut self, name: &[u8], class: Class) {
+        self.pending.push_back(Pending::Parse { name: name.into(), class, batch: self.batch });
+    }
+
+    /// A Parse was answered: the name means the new statement now.
+    pub fn parse_answered(&mut self) {
+        while let Some(first) = self.pending.pop_front() {
+            if let Pending::Parse { name, class, .. } = first {
+                match name.is_empty() {
+                    true => self.unnamed = Some(class),
+                    false => drop(self.named.insert(name, class)),
+                }
+                return;
+            }
+        }
+    }
+
+    /// A Bind was sent; nothing is assumed about a statement nobody saw.
+    pub fn bind_sent(&mut self, portal: &[u8], statement: &[u8]) {
+        let effect = Effect::of(self.class(statement).kind);
+        // A second Bind of a name fails and leaves the first; the unnamed portal is always replaced.
+        let first = self.portals.get(portal).copied().filter(|_| !portal.is_empty());
+        self.portals.insert(portal.into(), first.map_or(effect, |first| first.max(effect)));
+    }
+
+    /// What executing the portal may do.
+    #[must_use]
+    pub fn executed(&self, portal: &[u8]) -> Effect {
+        self.portals.get(portal).copied().unwrap_or(Effect::Commit)
+    }
+
+    /// A Close was sent.
+    pub fn close_sent(&mut self, body: &[u8]) {
+        let name = match body.split_first() {
+            Some((b'S', name)) => split_cstr(name).map(|(name, _)| name.into()),
+            _ => None,
+        };
+        self.pending.push_back(Pending::Close(name));
+    }
+
+    /// A Close was answered: only now is the statement gone (after an error the server skips it).
+    pub fn close_answered(&mut self) {
+        while let Some(first) = self.pending.pop_front() {
+            if let Pending::Close(name) = first {
+                if let Some(name) = name {
+                    self.named.remove(&name);
+                }
+                return;
+            }
+        }
+    }
+
+    /// A Sync was sent: what follows is carried out also where something before it fails.
+    pub fn sync_sent(&mut self) {
+        self.batch += 1;
+    }
+
+    /// An error: which of the messages in flight take effect is not followed up. Every name may mean the worst that was asked for, and
+    /// no Close counts.
+    pub fn failed(&mut self) {
+        for pending in std::mem::take(&mut self.pending) {
+            if let Pending::Parse { name, class, .. } = pending {
+                let known = if name.is_empty() { self.unnamed } else { self.named.get(&name).copied() };
+                let class = known.map_or(class, |known| worse(known, class));
+                match name.is_empty() {
+                    true => self.unnamed = Some(class),
+                    false => drop(self.named.insert(name, class)),
+                }
+            }
+        }
+    }
+
+    /// The transaction ended: its portals are gone.
+    pub fn transaction_ended(&mut self) {
+        self.portals.clear();
+    }
+
+    /// DEALLOCATE ALL, DISCARD ALL, or the server is gone.
+    pub fn clear(&mut self) {
+        *self = Statements { batch: self.batch, ..Statements::default() };
+    }
+
+    fn class(&self, statement: &[u8]) -> Class {
+        let known = if statement.is_empty() { self.unnamed } else { self.named.get(statement).copied() };
+        let mut worst = known;
+        for pending in &self.pending {
+            match pending {
+                Pending::Parse { name, class, batch } if &**name == statement => {
+                    let certain = *batch == self.batch;
+                    worst = Some(worst.filter(|_| !certain).map_or(*class, |w| worse(w, *class)));
+                }
+                Pending::Parse { .. } | Pending::Close(_) => {}
+            }
+        }
+        worst.unwrap_or(Class::OPAQUE)
+    }
+}
+
+fn worse(a: Class, b: Class) -> Class {
+    let kind = if Effect::of(a.kind) >= Effect::of(b.kind) { a.kind } else { b.kind };
+    Class { kind, pins: a.pins || b.pins }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::classify::Kind;
+    use super::*;
+
+    const READ: Class = Class { kind: Kind::Read, pins: false };
+    const WRITE: Class = Class { kind: Kind::Write, pins: false };
+
+    fn effect(statements: &mut Statements, name: &[u8]) -> Effect {
+        statements.bind_sent(b"", name);
+        statements.executed(b"")
+    }
+
+    #[test]
+    fn a_statement_is_gone_when_its_close_is_answered() {
+        let mut statements = Statements::default();
+        statements.parse_sent(b"s", READ);
+        statements.close_sent(b"Ss\0");
+        assert!(statements.has_named());
+        statements.parse_answered();
+        statements.close_answered();
+        assert!(!statements.has_named());
+        statements.parse_sent(b"t", READ);
+        statements.close_sent(b"St\0");
+        statements.failed();
+        statements.close_answered();
+        assert!(statements.has_named(), "a Close that the server skipped took no effect");
+    }
+
+    #[test]
+    fn a_name_closed_and_parsed_again_in_one_batch_stays_known() {
+        let mut statements = Statements::default();
+        statements.parse_sent(b"s", WRITE);
+        statements.sync_sent();
+        statements.parse_answered();
+        statements.close_sent(b"Ss\0");
+        statements.parse_sent(b"s", READ);
+        assert_eq!(effect(&mut statements, b"s"), Effect::Nothing);
+        statements.close_answered();
+        statements.parse_answered();
+        assert!(statements.has_named());
+        assert_eq!(effect(&mut statements, b"s"), Effect::Nothing);
+    }
+
+    #[test]
+    fn a_name_whose_second_parse_is_refused_keeps_its_first_meaning() {
+        let mut statements = Statements::default();
+        statements.parse_sent(b"s", WRITE);
+        statements.sync_sent();
+        statements.parse_answered();
+        statements.parse_sent(b"s", READ);
+        assert_eq!(effect(&mut statements, b"s"), Effect::Nothing, "if the Parse fails, what follows in its batch is skipped");
+        statements.sync_sent();
+        assert_eq!(effect(&mut statements, b"s"), Effect::Write, "sent before the answer is known");
+        statements.failed();
+        statements.sync_sent();
+        assert_eq!(effect(&mut statements, b"s"), Effect::Write, "42P05: the first statement is still there");
+    }
+
+    #[test]
+    fn an_unnamed_parse_that_was_skipped_leaves_the_one_before() {
+        let mut statements = Statements::default();
+        statements.parse_sent(b"", WRITE);
+        statements.sync_sent();
+        statements.parse_answered();
+        statements.parse_sent(b"", READ);
+        statements.sync_sent();
+        statements.failed();
+        assert_eq!(effect(&mut statements, b""), Effect::Write);
+        statements.parse_sent(b"", READ);
+        statements.sync_sent();
+        statements.parse_answered();
+        assert_eq!(effect(&mut statements, b""), Effect::Nothing, "an answered Parse ends the doubt");
+    }
+
+    #[test]
+    fn nothing_is_assumed_about_a_statement_nobody_saw() {
+        assert_eq!(effect(&mut Statements::default(), b"made by PREPARE"), Effect::Commit);
+    }
+}
