@@ -90,7 +90,6 @@ pub(super) const KEYS: &[Key] = &[
     optional("postgres", "listen", "\"*\"", "listen_addresses. Default: everywhere, or loopback if all peers are loopback."),
     optional("postgres", "advertise", "\"10.0.1.1:5432\"", "How other members reach it. Default: the host of this node's entry in peers."),
     optional("postgres", "os_user", "\"postgres\"", "Owner of Postgres's processes and files. Default: \"postgres\" when started as root."),
-    key("postgres", "superuser", "\"postgres\"", "Name of the superuser; its password is generated at bootstrap."),
     shaped(Shape::Map, key("postgres", "parameters", "{}", "Seeds the cluster-wide parameters, as in { shared_buffers = \"2GB\" }.")),
     shaped(Shape::List, key("postgres", "hba", "[]", "Seeds lines of pg_hba.conf, as in [\"host all all 10.0.0.0/8 scram-sha-256\"].")),
     key("consensus", "heartbeat", "\"120ms\"", "Must exceed the round trip between datacenters plus one fsync."),

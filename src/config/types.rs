@@ -73,7 +73,6 @@ pub struct PostgresConfig {
     pub advertise: HostPort,
     /// System user that runs Postgres; `None`: the one that runs this process.
     pub os_user: Option<String>,
-    pub superuser: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -136,7 +136,6 @@ fn postgres(r: &mut Reader, own: &HostPort) -> PostgresConfig {
         listen: r.text("postgres.listen").unwrap_or(everywhere),
         advertise,
         os_user: r.text("postgres.os_user").or_else(|| root.then(|| "postgres".to_owned())),
-        superuser: r.defaulted("postgres.superuser"),
     }
 }
 

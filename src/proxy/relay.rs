@@ -294,9 +294,9 @@ impl Session {
             let Some(frame) = frame.filter(|_| !held.inbox.is_mid_message()) else {
                 return Ok(if held.ended { Flow::Lost } else { Flow::Go });
             };
-            let decides = matches!(frame.tag, b'Z' | b'E' | b'N' | b'S' | b'C' | b'A');
-            if decides && !frame.is_complete() && frame.total() <= held.inbox.capacity() && !held.ended {
-                return Ok(Flow::Go);
+            // Passed on whole, so that a server lost within it leaves room for an error behind what the client has had.
+            if !frame.is_complete() && frame.total() <= held.inbox.capacity() {
+                return Ok(if held.ended { Flow::Lost } else { Flow::Go });
             }
             let flow = if held.swallow || held.refused { self.throw_away(&frame)? } else { self.note_received(&frame)? };
             if let Some(flow) = flow {
