@@ -46,7 +46,7 @@ chaos: setup ## the black-box fault harness (ARGS=…)
 	cargo run --release --locked --package chaos -- $(ARGS)
 
 docs: setup ## the documentation of the code, in target/doc
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked --document-private-items
 
 sim: setup ## the simulator for longer (HOURS=20000)
 	TRILITHON_SIM_HOURS=$(HOURS) cargo test --locked --test it sim::run -- --nocapture
