@@ -1,0 +1,1 @@
+//! Patroni with etcd, HAProxy and PgBouncer in the same worlds under the same faults.

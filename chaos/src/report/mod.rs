@@ -1,0 +1,1 @@
+//! The record for people: terminal, JSON, one self-contained HTML page.

@@ -1,0 +1,1 @@
+//! A run: from a seed to a plan, through the faults, to a record.

@@ -1,0 +1,1 @@
+//! Clients in each datacenter, and the histories they keep.
