@@ -63,11 +63,11 @@ impl Loop {
         }
     }
 
-    pub(super) fn launch(&mut self, s: &Arc<ClusterState>, action: Action) -> Result<(), AgentError> {
+    pub(super) async fn launch(&mut self, s: &Arc<ClusterState>, action: Action) -> Result<(), AgentError> {
         match &action {
             // INV-1: on disk before anything else is looked at. Milliseconds, and nothing may overtake it.
             Action::Promise { epoch } => {
-                tokio::task::block_in_place(|| self.agent.promise.raise(*epoch))?;
+                self.agent.promise = self.agent.promise.clone().raised(*epoch).await?;
                 return Ok(());
             }
             Action::ReleaseLease { epoch } => {

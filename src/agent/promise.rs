@@ -35,7 +35,7 @@ struct OnDisk {
 }
 
 /// The promise of this node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Promise {
     path: PathBuf,
     epoch: Epoch,
@@ -65,6 +65,16 @@ impl Promise {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// [`Promise::raise`] on a thread that may wait for the disk.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn raised(mut self, epoch: Epoch) -> Result<Promise, PromiseError> {
+        let path = self.path.clone();
+        let raising = tokio::task::spawn_blocking(move || self.raise(epoch).map(|()| self));
+        raising.await.map_err(|e| PromiseError::Io { action: "write", path, source: io::Error::other(e) })?
     }
 
     /// Promise `epoch`. Blocks until it is on disk; only then may it be acted on (INV-1).

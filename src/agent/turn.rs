@@ -108,7 +108,7 @@ impl Loop {
                 && let Some(action) = step.action
                 && self.memory.backoff.allows(&action, self.agent.clock.now())
             {
-                self.launch(&state, action)?;
+                self.launch(&state, action).await?;
                 continue;
             }
             let tick = self.tick(&state);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// Pause between two rounds.
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_secs(2);
 /// A position older than this says nothing.
 const POSITION_MAX_AGE: Duration = Duration::from_secs(5);
 

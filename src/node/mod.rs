@@ -37,9 +37,6 @@ pub struct Args {
     pub config: PathBuf,
 }
 
-/// Threads of everything but the proxy and the lease, which have their own: the work is small and mostly waiting.
-const WORKERS: usize = 1;
-
 /// Run until a signal, or until a part breaks. What went wrong is on stderr.
 #[must_use]
 pub fn run(args: &Args) -> ExitCode {
@@ -64,7 +61,9 @@ fn try_run(args: &Args) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let config = Config::load(&args.config)?;
     let log = telemetry::init_logging(config.telemetry.format, &config.telemetry.level)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    // One thread for everything but the proxy, the lease and the log, which have their own: the work is small and mostly waiting, and a
+    // scheduler for several threads wakes up twice for each timer.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(supervise::run(config, &args.config, log));
     // Tasks that hang in a system call must not hold up the end.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));

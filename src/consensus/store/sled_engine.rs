@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// sled's default of 1 GiB is for databases; this one holds a few megabytes, and its values are in memory anyway.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
-/// sled collects garbage in its flusher, so the flusher stays on.
-const FLUSH_EVERY_MS: u64 = 500;
+/// sled collects garbage in its flusher, so the flusher stays on; durability is the barrier's.
+const FLUSH_EVERY_MS: u64 = 2_000;
 
 /// A sled database in a directory of its own.
 pub struct SledEngine {

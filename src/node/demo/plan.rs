@@ -20,7 +20,7 @@ const PORTS_PER_SITE: u16 = 10;
 /// Most datacenters that fit below 127.1.0.0/24's last address and below ten times as many ports; far beyond any use.
 pub const SITES_MAX: u16 = 9;
 /// Default heartbeat and election timeout suffice up to this round trip.
-const NEAR: Duration = Duration::from_millis(60);
+const NEAR: Duration = Duration::from_millis(100);
 
 /// One datacenter of the demo.
 #[derive(Clone, Debug)]
@@ -315,6 +315,6 @@ mod tests {
     #[test]
     fn far_datacenters_get_longer_timeouts() {
         assert!(!plan(&["--wan-ms", "40"]).config(&plan(&[]).sites[0]).contains("heartbeat"));
-        assert!(plan(&["--wan-ms", "100"]).config(&plan(&[]).sites[0]).contains("heartbeat = \"200ms\""));
+        assert!(plan(&["--wan-ms", "150"]).config(&plan(&[]).sites[0]).contains("heartbeat = \"300ms\""));
     }
 }

@@ -34,6 +34,8 @@ use tokio_util::sync::CancellationToken;
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// While it starts, and while a person watches.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// The same while all is well: what is looked at shall not be kept busy by it.
+const LOOK_CALMLY_EVERY: Duration = Duration::from_secs(1);
 /// Lines of its log that a node which failed to start is quoted with.
 const LAST_WORDS: usize = 15;
 
@@ -295,8 +297,9 @@ async fn watch_status(plan: Plan, statuses: watch::Sender<Option<Status>>, stop:
     loop {
         let asking = async {
             let status = watcher.ask().await;
+            let calm = status.as_ref().is_some_and(|s| s.is_complete(&plan));
             statuses.send_if_modified(|shown| std::mem::replace(shown, status.clone()) != status);
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(if calm { LOOK_CALMLY_EVERY } else { LOOK_EVERY }).await;
         };
         tokio::select! {
             () = stop.cancelled() => return,

@@ -1,0 +1,91 @@
+//! Single decisions of the core that no transcript comes across: build a state, assert what is decided.
+
+use std::collections::BTreeMap;
+use trilithon::cluster::{Adopted, ClusterState, Command, ElectionCause, HistoryEntry, Lease, Member, MemberKind, Phase, SyncRule, Tags};
+use trilithon::ha::{
+    Action, LeaseBelief, LocalState, NodeObservation, PostgresFacts, PostgresState, Role, Seal, Seen, StepReason, View, converge, decide,
+};
+use trilithon::types::{Epoch, Lsn, Millis, NodeId, NodeName, WalPosition};
+
+const ONE: NodeId = NodeId(1);
+const TWO: NodeId = NodeId(2);
+
+/// Three data members in epoch 3, n1 its candidate or its primary that was; a rule that any one of the others confirms.
+fn cluster(phase: Phase) -> ClusterState {
+    let member = |n: u64| {
+        let name = NodeName(format!("dc{n}"));
+        (NodeId(n), Member { name, datacenter: String::new(), kind: MemberKind::Data, addresses: Default::default(), tags: Tags::default() })
+    };
+    ClusterState {
+        epoch: Epoch(3),
+        phase,
+        members: (1..=3).map(member).collect(),
+        rules: vec![SyncRule::new(ONE, [TWO, NodeId(3)], 1)],
+        adopted: vec![Adopted { epoch: Epoch(2), ..Adopted::default() }],
+        ..ClusterState::default()
+    }
+}
+
+fn elected(to: NodeId, settled: bool) -> HistoryEntry {
+    let cause = ElectionCause::LeaseExpired;
+    HistoryEntry { epoch: Epoch(2), timeline: None, from: None, to, lsn: Lsn(100), cause, settled, outage_ms: None, accept_loss: false }
+}
+
+fn standby() -> PostgresFacts {
+    let position = Some(WalPosition { writer: Epoch(1), lsn: Lsn(100) });
+    PostgresFacts { state: PostgresState::Running, role: Some(Role::Standby), position, ..PostgresFacts::default() }
+}
+
+/// All three sealed at the same position.
+fn all_sealed() -> View {
+    let seen = |n: u64| {
+        let postgres = standby();
+        let seal = postgres.position.map(|end| Seal { epoch: Epoch(3), end, ruined: false });
+        let observation = NodeObservation { node: NodeId(n), promised: Epoch(3), postgres, seal, ..NodeObservation::default() };
+        (NodeId(n), Seen { at: Millis(1000), observation })
+    };
+    View { now: Millis(1000), observations: (1..=3).map(seen).collect::<BTreeMap<_, _>>(), ..View::default() }
+}
+
+fn winner(s: &ClusterState) -> Option<NodeId> {
+    match decide(s, &all_sealed()).command {
+        Some(Command::Elect { candidate, .. }) => Some(candidate),
+        _ => None,
+    }
+}
+
+#[test]
+fn among_equals_the_candidate_that_failed_just_now_comes_last() {
+    let mut s = cluster(Phase::Electing { preferred: None, accept_loss: false });
+    assert_eq!(winner(&s), Some(ONE), "lowest id first");
+    s.history.push(elected(ONE, false));
+    assert_eq!(winner(&s), Some(TWO));
+    s.history.push(elected(TWO, true));
+    assert_eq!(winner(&s), Some(ONE), "a settled election is no failure");
+}
+
+#[test]
+fn an_elected_candidate_whose_start_never_ends_gives_the_lease_back() {
+    let mut s = cluster(Phase::Promoting { candidate: ONE });
+    s.lease = Lease { holder: Some(ONE), epoch: Epoch(3), seq: 1 };
+    let postgres = PostgresFacts { state: PostgresState::Starting, ..PostgresFacts::default() };
+    let lease = LeaseBelief::Valid { epoch: Epoch(3) };
+    let mut local = LocalState { me: ONE, promised: Epoch(3), postgres, lease, ..LocalState::default() };
+    assert_eq!(converge(&s, &local).action, None, "a start takes its time");
+    local.gave_up = Some(Epoch(3));
+    let step = converge(&s, &local);
+    assert_eq!((step.action, step.reason), (Some(Action::Demote), StepReason::LeaseUnused));
+    local.postgres.state = PostgresState::Stopped;
+    assert_eq!(converge(&s, &local).action, Some(Action::ReleaseLease { epoch: Epoch(3) }));
+}
+
+#[test]
+fn a_promotion_that_came_about_late_is_made_use_of() {
+    let mut s = cluster(Phase::Promoting { candidate: ONE });
+    s.lease = Lease { holder: Some(ONE), epoch: Epoch(3), seq: 1 };
+    let postgres = PostgresFacts { role: Some(Role::Primary), ..standby() };
+    let lease = LeaseBelief::Valid { epoch: Epoch(3) };
+    let (primary_of, gave_up) = (Some(Epoch(3)), Some(Epoch(3)));
+    let local = LocalState { me: ONE, promised: Epoch(3), postgres, lease, primary_of, gave_up, ..LocalState::default() };
+    assert!(matches!(converge(&s, &local).action, Some(Action::ApplyRule { .. })));
+}
