@@ -3,7 +3,7 @@
 
 use crate::cluster::SyncRule;
 use crate::ha::Action;
-use crate::types::{Epoch, Millis, NodeId, RequestId};
+use crate::types::{Epoch, Lsn, Millis, NodeId, RequestId, Timeline};
 use std::time::Duration;
 
 /// Outcomes of earlier steps.
@@ -15,6 +15,8 @@ pub struct Memory {
     pub prepared: Option<RequestId>,
     pub needs_clone: Option<String>,
     pub gave_up: Option<Epoch>,
+    /// How far this node's rule had confirmed its WAL, when it was last seen as a primary.
+    pub confirmed: Option<(Timeline, Lsn)>,
     /// Since when Postgres has not answered.
     pub silent_since: Option<Millis>,
     pub backoff: Backoff,

@@ -1,9 +1,9 @@
 //! Gathers what `converge` reads and what the peers are told.
 
 use super::memory::Memory;
-use crate::cluster::ClusterState;
+use crate::cluster::{ClusterState, SyncRule};
 use crate::ha::{LeaseBelief, LocalState, NodeObservation, PostgresFacts, PostgresState, Role, Upstream, View};
-use crate::types::{Epoch, Millis, NodeId, Timeline};
+use crate::types::{Epoch, Lsn, Millis, NodeId, Timeline};
 use std::time::Duration;
 
 /// A postmaster that has not answered a new connection for this long counts as hung (the machine may live, the lease even).
@@ -35,6 +35,7 @@ pub fn local_state(s: &ClusterState, facts: PostgresFacts, own: Own, memory: &mu
     memory.silent_since = if silent { memory.silent_since.or(Some(own.now)) } else { None };
     let hung = memory.silent_since.is_some_and(|since| own.now.since(since) >= HANG_TIMEOUT);
     let primary_of = primary_of(s, own.me, &facts);
+    memory.confirmed = confirmed(s, &facts).or(memory.confirmed);
     if primary_of.is_none() {
         memory.forget_primary();
     }
@@ -63,6 +64,31 @@ fn primary_of(s: &ClusterState, me: NodeId, facts: &PostgresFacts) -> Option<Epo
         return None;
     }
     s.timelines.get(facts.timeline?).filter(|claim| claim.node == me).map(|claim| claim.epoch)
+}
+
+/// How far every rule in force has confirmed the WAL of a running primary, with its timeline.
+fn confirmed(s: &ClusterState, facts: &PostgresFacts) -> Option<(Timeline, Lsn)> {
+    if facts.role != Some(Role::Primary) {
+        return None;
+    }
+    let end = facts.position?.lsn;
+    let by = |rule: &SyncRule| {
+        let mut flushed: Vec<Lsn> =
+            rule.standbys.iter().filter_map(|n| facts.standbys.get(n)).filter(|v| v.streaming).map(|v| v.flushed).collect();
+        flushed.sort_unstable_by(|a, b| b.cmp(a));
+        if rule.acks == 0 { Some(end) } else { flushed.get(rule.acks - 1).copied() }
+    };
+    let lowest = s.rules.iter().map(by).min()?;
+    Some((facts.timeline?, lowest?))
+}
+
+/// A standby on a timeline of its own writing: what its rule had not confirmed is visible there, and may be gone after the next election.
+/// After a restart of this process nothing is known, so that all of it is in doubt.
+#[must_use]
+pub fn doubtful(s: &ClusterState, me: NodeId, facts: &PostgresFacts, memory: &Memory) -> bool {
+    let wrote_it = facts.timeline.and_then(|t| s.timelines.get(t)).is_some_and(|claim| claim.node == me);
+    let covered = facts.timeline.zip(memory.confirmed).zip(facts.position).is_some_and(|((t, (on, lsn)), end)| t == on && end.lsn <= lsn);
+    facts.role == Some(Role::Standby) && wrote_it && !covered
 }
 
 /// The primary of the present epoch as it last described itself.
@@ -96,5 +122,38 @@ pub fn observation(s: &ClusterState, local: &LocalState, step: String, rest: Nod
         step,
         software_version: env!("CARGO_PKG_VERSION").to_owned(),
         ..rest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{TimelineClaim, TimelineClaims};
+    use crate::ha::StandbyView;
+    use crate::types::WalPosition;
+
+    fn state() -> ClusterState {
+        let claim = TimelineClaim { timeline: Timeline(3), epoch: Epoch(2), node: NodeId(1), settled: true };
+        let rules = vec![SyncRule::new(NodeId(1), [NodeId(2), NodeId(3)], 1)];
+        ClusterState { epoch: Epoch(2), rules, timelines: TimelineClaims(vec![claim]), ..ClusterState::default() }
+    }
+
+    fn facts(role: Role, end: u64) -> PostgresFacts {
+        let position = Some(WalPosition { writer: Epoch(2), lsn: Lsn(end) });
+        PostgresFacts { state: PostgresState::Running, role: Some(role), timeline: Some(Timeline(3)), position, ..PostgresFacts::default() }
+    }
+
+    #[test]
+    fn a_former_primary_is_doubtful_beyond_what_its_rule_confirmed() {
+        let (s, mut primary) = (state(), facts(Role::Primary, 110));
+        let walsender = |flushed| StandbyView { streaming: true, flushed: Lsn(flushed), ..StandbyView::default() };
+        primary.standbys = [(NodeId(2), walsender(100)), (NodeId(3), walsender(90))].into();
+        let memory = Memory { confirmed: confirmed(&s, &primary), ..Memory::default() };
+        assert_eq!(memory.confirmed, Some((Timeline(3), Lsn(100))), "one of two suffices");
+        assert!(!doubtful(&s, NodeId(1), &primary, &memory), "a primary answers for itself");
+        assert!(!doubtful(&s, NodeId(1), &facts(Role::Standby, 100), &memory), "all confirmed: reads go on, stale");
+        assert!(doubtful(&s, NodeId(1), &facts(Role::Standby, 101), &memory));
+        assert!(doubtful(&s, NodeId(1), &facts(Role::Standby, 50), &Memory::default()), "a new process knows nothing");
+        assert!(!doubtful(&s, NodeId(2), &facts(Role::Standby, 101), &Memory::default()), "what others wrote was received, not made up");
     }
 }

@@ -158,6 +158,7 @@ impl Loop {
             leaving: *self.agent.leaving.borrow(),
             proxy_in_flight: proxy.map_or(0, |(_, in_flight)| in_flight),
             refused: self.agent.refused.borrow().clone(),
+            doubtful: observe::doubtful(s, self.agent.me, &local.postgres, &self.memory),
             ..NodeObservation::default()
         };
         let mut observation = observe::observation(s, local, reason.to_string(), rest);

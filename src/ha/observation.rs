@@ -109,6 +109,9 @@ pub struct NodeObservation {
     /// Peers whose process and postmaster both refuse connections, as this node sees it.
     pub refused: BTreeSet<NodeId>,
     pub software_version: String,
+    /// A standby with WAL that it wrote itself as primary and that its rule is not known to have confirmed: a read there may show what an
+    /// election takes away.
+    pub doubtful: bool,
 }
 
 /// An observation and when it arrived here.

@@ -63,13 +63,15 @@ pub async fn topology(consensus: Handle, view: Arc<ViewSource>, clock: Clock, to
 }
 
 /// Standbys that run and are heard, with the bytes that each has yet to replay. An isolated one still serves its own datacenter. One on
-/// another timeline may hold commits that nobody confirmed, and that a rewind will take away.
+/// another timeline may hold commits that nobody confirmed, and that a rewind will take away; so may one that was the primary (P3).
 fn readable(state: &ClusterState, view: &View) -> BTreeMap<NodeId, Option<u64>> {
     let ahead = state.primary().and_then(|primary| view.fresh(primary, READABLE_MAX_AGE)).map(|o| &o.postgres);
     let current = state.timelines.newest_settled().map(|claim| claim.timeline);
     let standby = |node: NodeId| {
-        let facts = &view.fresh(node, READABLE_MAX_AGE)?.postgres;
-        let serves = facts.state == PostgresState::Running && facts.role == Some(Role::Standby) && facts.timeline == current;
+        let o = view.fresh(node, READABLE_MAX_AGE)?;
+        let facts = &o.postgres;
+        let standby = facts.state == PostgresState::Running && facts.role == Some(Role::Standby);
+        let serves = standby && facts.timeline == current && !o.doubtful;
         let comparable = ahead.filter(|ahead| ahead.timeline == facts.timeline);
         let replayed = facts.replayed.or(facts.position.map(|p| p.lsn));
         let lag = comparable.and_then(|ahead| Some(replayed?.behind(ahead.position?.lsn)));
