@@ -14,6 +14,9 @@ use tokio::task::JoinSet;
 /// An elected candidate that failed this often to start or to promote leaves the place to another.
 const PROMOTION_TRIES: u32 = 5;
 
+/// A directory that is still astray after this many rewinds is copied.
+const REWIND_TRIES: u32 = 3;
+
 /// The step that is being carried out.
 pub(super) struct Flight {
     pub action: Action,
@@ -131,9 +134,18 @@ impl Loop {
         match (action, done) {
             (Action::Follow { primary, epoch }, _) => self.memory.following = Some((primary, epoch)),
             (Action::Detach | Action::StartDetached | Action::Demote | Action::Promote { .. }, _) => self.memory.following = None,
-            (Action::Clone { .. } | Action::Rewind { .. }, _) => {
+            (Action::Clone { .. }, _) => {
                 self.memory.following = None;
                 self.memory.needs_clone = None;
+            }
+            (Action::Rewind { .. }, _) => {
+                self.memory.following = None;
+                let epoch = self.agent.promise.epoch();
+                let (of, done) = self.memory.rewinds;
+                self.memory.rewinds = (epoch, if of == epoch { done + 1 } else { 1 });
+                // pg_rewind finds nothing to do where pg_control has not heard yet of the timeline that the WAL has gone to.
+                let helped = self.memory.rewinds.1 < REWIND_TRIES;
+                self.memory.needs_clone = (!helped).then(|| "rewinding it has not brought it back".to_owned());
             }
             (Action::ApplyRule { epoch, rule }, _) => self.memory.settled = Some((epoch, rule)),
             (Action::Prepare { request }, _) => self.memory.prepared = Some(request),

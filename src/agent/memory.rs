@@ -15,6 +15,8 @@ pub struct Memory {
     pub prepared: Option<RequestId>,
     pub needs_clone: Option<String>,
     pub gave_up: Option<Epoch>,
+    /// Rewinds done for this epoch's primary: each should have been the last.
+    pub rewinds: (Epoch, u32),
     /// How far this node's rule had confirmed its WAL, when it was last seen as a primary.
     pub confirmed: Option<(Timeline, Lsn)>,
     /// Since when Postgres has not answered.

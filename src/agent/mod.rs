@@ -28,7 +28,7 @@ pub use controller::{Controller, DecisionInfo};
 pub use lease::{Fence, LeaseCell, LeaseKeeper};
 pub use marks::Marks;
 pub use probe::refusing;
-pub use promise::{Promise, PromiseError};
+pub use promise::{Promise, PromiseError, write_durably};
 pub use turn::{Agent, AgentError, Obeyed, Requests};
 pub use view::ViewSource;
 pub use witness::Witness;

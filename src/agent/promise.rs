@@ -101,7 +101,11 @@ fn checksum(epoch: Epoch) -> u32 {
     crc32c::crc32c(&epoch.0.to_be_bytes())
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Replace `path` as a whole: after a loss of power it holds the old bytes or the new ones.
+///
+/// # Errors
+/// The old file stands.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;

@@ -30,6 +30,8 @@ pub struct Settings {
     pub acks: usize,
     /// Strict: without enough standbys writes wait. Otherwise the primary goes on with fewer, visibly.
     pub strict: bool,
+    /// Do refused connections prove that a process is gone? Not where a firewall may refuse in its place.
+    pub trust_refusals: bool,
     /// Asynchronous mode: a candidate further behind than this is not elected by itself. Also: how near a switchover's candidate must be.
     pub max_lag_bytes: u64,
     /// Transactions still open this long after a drain began are cancelled.
@@ -52,6 +54,7 @@ impl Default for Settings {
             durability: Durability::Quorum,
             acks: 1,
             strict: true,
+            trust_refusals: true,
             max_lag_bytes: 1 << 20,
             drain_timeout_ms: 5_000,
             switchover_timeout_ms: 20_000,

@@ -2,6 +2,7 @@
 //!
 //! Checked before anything in it is opened, so that a wrong `data_dir` damages nothing.
 
+use crate::agent::write_durably;
 use crate::types::NodeName;
 use anyhow::{Context as _, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -68,11 +69,16 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
 fn check_owner(dir: &Path, cluster: &str, name: &NodeName) -> anyhow::Result<()> {
     let path = dir.join(OWNER);
     let me = Owner { cluster: cluster.to_owned(), node: name.clone() };
-    if !path.exists() {
-        let text = serde_json::to_string(&me)?;
-        return fs::write(&path, format!("{text}\n")).with_context(|| format!("cannot write {}", path.display()));
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+    };
+    // Empty: the power failed while an older version wrote it.
+    if text.is_empty() {
+        let text = format!("{}\n", serde_json::to_string(&me)?);
+        return write_durably(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()));
     }
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let Ok(found) = serde_json::from_str::<Owner>(&text) else {
         bail!(
             "{} is damaged: it should name the cluster and node that {} belongs to; write {}",

@@ -58,7 +58,8 @@ impl Session {
         if let Some(replay) = held.replay.take() {
             self.tracker = Tracker::default();
             drop(held);
-            return self.run_again(replay, Want::Any).await;
+            let want = replay.want;
+            return self.run_again(replay, want).await;
         }
         if held.inbox.is_mid_message() {
             // Half a message may have been forwarded: nothing can be said behind it.

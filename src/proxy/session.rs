@@ -84,6 +84,8 @@ pub struct Held {
 /// What it takes to run a read again.
 pub struct Replay {
     pub bytes: Vec<u8>,
+    /// Where it was to run: another server must be as good, or the client could read older data than before.
+    pub want: Want,
     pub attempts: u32,
 }
 
@@ -307,7 +309,7 @@ impl Session {
             self.tracker.block_opened();
         } else if unit.class.kind == Kind::Read && !self.pinned {
             let bytes = self.inbox.unscanned().get(..unit.len).map(<[u8]>::to_vec);
-            held.replay = bytes.map(|bytes| Replay { bytes, attempts: 0 });
+            held.replay = bytes.map(|bytes| Replay { bytes, want, attempts: 0 });
         }
         self.judged = (unit.kind == UnitKind::Query).then_some(unit.class);
         self.hold(held);
