@@ -10,7 +10,7 @@ use crate::workload::final_state::Final;
 use crate::workload::history::{Fate, Histories, Level, Step, Txn};
 use adya::history::{History, Interner, Mop, Op, OpType, ReadValue, Scalar};
 use adya::{Opts, Report, Valid, Workload};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 /// For each knot of transactions; beyond it the search is inconclusive.
@@ -25,13 +25,16 @@ pub fn check(histories: &Histories, end: &Final, level: Level, least: Least) -> 
         Level::RepeatableRead => ("list-append repeatable-read", "strong-snapshot-isolation"),
     };
     let mut case = Case::new(name);
-    let txns: Vec<&Txn> = histories.txns.iter().chain(&end.txns).filter(|txn| txn.level == level).collect();
+    let mut last: Vec<Txn> = end.txns.iter().filter(|txn| txn.level == level).cloned().collect();
+    let mut txns: Vec<&Txn> = histories.txns.iter().filter(|txn| txn.level == level).collect();
+    last.iter_mut().for_each(|read| read_absent_keys(read, &txns));
+    txns.extend(&last);
     let told = |fate: Fate| txns.iter().filter(|txn| txn.attempt.fate == fate).count();
     let (done, refused, unknown) = (told(Fate::Done), told(Fate::Refused), told(Fate::Unknown));
     case.need("committed", done, least.acknowledged);
     case.count("refused", refused);
     case.count("unknown", unknown);
-    if !end.txns.iter().any(|txn| txn.level == level && txn.attempt.fate == Fate::Done) {
+    if !last.iter().any(|txn| txn.attempt.fate == Fate::Done) {
         case.lack("the lists were not read at the end");
     }
     strangers(histories, &txns, &mut case);
@@ -39,6 +42,17 @@ pub fn check(histories: &Histories, end: &Final, level: Level, least: Least) -> 
     let report = adya::check(&history, Workload::ListAppend, &Opts { models: vec![model.to_owned()], timeout: SEARCH, ..Opts::default() });
     judge(&report, &mut case);
     case.close(format!("{done} transactions committed, {refused} refused, {unknown} unknown: {model}"))
+}
+
+/// A final read of a whole table also says which keys are not there: they were read as empty.
+fn read_absent_keys(read: &mut Txn, txns: &[&Txn]) {
+    let key_of = |step: &Step| match step {
+        Step::Append { key, .. } | Step::Read { key, .. } => *key,
+    };
+    let present: HashSet<i64> = read.steps.iter().map(key_of).collect();
+    let used: BTreeSet<i64> = txns.iter().flat_map(|txn| &txn.steps).map(key_of).collect();
+    let absent = used.into_iter().filter(|key| !present.contains(key));
+    read.steps.extend(absent.map(|key| Step::Read { key, list: Some(Vec::new()) }));
 }
 
 fn judge(report: &Report, case: &mut Case) {

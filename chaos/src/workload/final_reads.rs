@@ -124,7 +124,7 @@ async fn read_node(session: &Session, primary_lsn: Option<i64>, until: At, node:
         let rows = session.text(Stage::Body, &sql).await?;
         node.hashes.insert((*name).to_owned(), rows.first().and_then(|row| row.get(0)).unwrap_or_default().to_owned());
     }
-    let sql = "SELECT name, pg_read_file('pg_wal/' || name, true) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{8}\\.history$'";
+    let sql = "SELECT name, pg_read_file('pg_wal/' || name, 0, 1000000, true) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{8}\\.history$'";
     for row in session.text(Stage::Body, sql).await? {
         if let (Some(name), Some(content)) = (row.get(0), row.get(1)) {
             node.timeline_files.insert(name.to_owned(), content.to_owned());
