@@ -5,7 +5,7 @@
 
 use super::compare_charts as charts;
 use super::outcome::{judge, word};
-use super::page::{document, section, wide};
+use super::page::{document, section, small, wide};
 use super::stats::{self, Spread, Totals};
 use super::tables;
 use super::text::{count, escape, millis_or_dash, plural, whole_instant};
@@ -17,16 +17,17 @@ use std::collections::BTreeSet;
 pub fn comparison(records: &[(&str, &Record)]) -> String {
     let labels: Vec<String> = records.iter().map(|(label, _)| escape(label)).collect();
     let title = labels.join(" · ");
-    let mut body = format!("<header class=\"banner\">\n<h1>The same faults, side by side</h1>\n<p>{title}</p>\n{}</header>\n", sameness(records));
+    let mut body = format!("<header class=\"banner\">\n<h1>Side by side</h1>\n<p>{title}</p>\n{}</header>\n", sameness(records));
     body += &section("Totals", "", &totals_table(records));
-    let about = "For each kind of fault: from the shortest outage to the longest, a dot at the median. What has no mark was not measured there.";
+    let about =
+        "For each kind of fault: from the shortest outage to the longest, a dot at the median. What has no mark was not measured there.";
     if let Some(chart) = charts::outages(records) {
         let figures = format!("<details><summary>Figures</summary>{}</details>\n", outages_table(records));
-        body += &section("Outage per fault", about, &(charts::key(records) + &wide(&chart) + &figures));
+        body += &section("Outage per fault", about, &(charts::key(records) + &small(&chart) + &figures));
     }
     if let Some(chart) = charts::errors(records) {
         let about = "What clients were told other than yes, per 10,000 acknowledged writes. Refused is honest; unknown leaves the client to find out.";
-        body += &section("Errors", about, &wide(&chart));
+        body += &section("Errors", about, &small(&chart));
     }
     for (label, record) in records {
         let name = escape(label);
@@ -103,7 +104,9 @@ fn outages_table(records: &[(&str, &Record)]) -> String {
     for (name, kinds) in charts::kinds_side_by_side(records) {
         rows += &format!("<tr><td data-label=\"kind\" class=\"name\">{}</td>", escape(name));
         for ((label, _), outage) in records.iter().zip(kinds) {
-            let figures = outage.map_or_else(dash, |o| format!("{} / {} ({})", millis_or_dash(Some(o.p50)), millis_or_dash(Some(o.max)), plural(o.n, "fault")));
+            let figures = outage.map_or_else(dash, |o| {
+                format!("{} / {} ({})", millis_or_dash(Some(o.p50)), millis_or_dash(Some(o.max)), plural(o.n, "fault"))
+            });
             rows += &format!("<td data-label=\"{}\" class=\"number\">{figures}</td>", escape(label));
         }
         rows += "</tr>\n";

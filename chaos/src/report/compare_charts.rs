@@ -8,7 +8,7 @@ use super::text::{clipped, escape, millis};
 use crate::record::Record;
 use std::collections::BTreeMap;
 
-const WIDTH: f64 = 1000.0;
+const WIDTH: f64 = 860.0;
 /// Height of one record's line within a kind's row.
 const LINE: f64 = 13.0;
 const PEERS: usize = 6;
@@ -21,9 +21,10 @@ pub fn colour(index: usize) -> &'static str {
 
 /// Labels with their colours.
 pub fn key(records: &[(&str, &Record)]) -> String {
-    let labels = records.iter().enumerate().map(|(i, (label, _))| {
-        format!("<li><i class=\"key\" style=\"background: {}\"></i>{}</li>", colour(i), escape(label))
-    });
+    let labels = records
+        .iter()
+        .enumerate()
+        .map(|(i, (label, _))| format!("<li><i class=\"key\" style=\"background: {}\"></i>{}</li>", colour(i), escape(label)));
     format!("<ul class=\"figures\">{}</ul>\n", labels.collect::<String>())
 }
 
@@ -45,11 +46,11 @@ pub fn outages(records: &[(&str, &Record)]) -> Option<String> {
     let kinds = kinds_side_by_side(records);
     let longest = kinds.iter().flat_map(|(_, spreads)| spreads).flatten().map(|spread| spread.max).max()?;
     let row = LINE * records.len() as f64 + 9.0;
-    let bottom = 6.0 + row * kinds.len() as f64;
-    let (axis, grid) = outages::frame(longest, (200.0, WIDTH - 90.0), (6.0, bottom));
+    let bottom = outages::TOP + row * kinds.len() as f64;
+    let (axis, grid) = outages::frame(longest, (200.0, WIDTH - 90.0), (outages::TOP - 4.0, bottom));
     let mut drawn = String::new();
     for (i, (name, spreads)) in kinds.iter().enumerate() {
-        let top = 6.0 + i as f64 * row;
+        let top = outages::TOP + i as f64 * row;
         if i % 2 == 0 {
             drawn += &svg::rect(Area { x: 0.0, y: top, w: WIDTH, h: row }, "faint", "");
         }
@@ -57,7 +58,7 @@ pub fn outages(records: &[(&str, &Record)]) -> Option<String> {
     }
     drawn += &grid;
     for (i, (name, spreads)) in kinds.iter().enumerate() {
-        let top = 6.0 + i as f64 * row + 4.5;
+        let top = outages::TOP + i as f64 * row + 4.5;
         for (peer, spread) in spreads.iter().enumerate() {
             let Some(spread) = spread else { continue };
             drawn += &range(peer, records[peer].0, name, *spread, &axis, top + (peer as f64 + 0.5) * LINE);

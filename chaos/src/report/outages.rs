@@ -7,19 +7,21 @@ use super::text::{clipped, millis, plural};
 use crate::record::Record;
 use std::collections::BTreeMap;
 
-const WIDTH: f64 = 900.0;
+const WIDTH: f64 = 800.0;
 const ROW: f64 = 19.0;
+/// Where rows begin, below the axis's names.
+pub const TOP: f64 = 24.0;
 /// Left end of the logarithmic axis, milliseconds; what is shorter is drawn at it.
-const SHORTEST_MS: f64 = 30.0;
+const SHORTEST_MS: f64 = 100.0;
 
 /// One row per kind: a dot for each fault, a tick for the median. `None` where no outage was measured.
 pub fn by_kind(record: &Record) -> Option<String> {
     let kinds: Vec<Kind> = stats::kinds(record).into_iter().filter(|kind| kind.outage.is_some()).collect();
     let longest = kinds.iter().filter_map(|kind| kind.outage).map(|outage| outage.max).max()?;
-    let bottom = 10.0 + kinds.len() as f64 * ROW;
-    let (axis, mut drawn) = frame(longest, (190.0, WIDTH - 190.0), (6.0, bottom));
+    let bottom = TOP + kinds.len() as f64 * ROW;
+    let (axis, mut drawn) = frame(longest, (190.0, WIDTH - 180.0), (TOP - 4.0, bottom));
     for (i, kind) in kinds.iter().enumerate() {
-        drawn += &kind_row(kind, &axis, 10.0 + i as f64 * ROW);
+        drawn += &kind_row(kind, &axis, TOP + i as f64 * ROW);
     }
     Some(svg::picture(WIDTH, bottom + 22.0, "Outage of each fault, by kind", &drawn))
 }
@@ -33,11 +35,15 @@ fn kind_row(kind: &Kind, axis: &Axis, top: f64) -> String {
     let Some(spread) = kind.outage else { return drawn };
     let x = axis.at(spread.p50 as f64);
     drawn += &svg::line((x, top + 2.0), (x, top + ROW - 2.0), "median");
-    let figures = if spread.n == 1 { millis(spread.p50) } else { format!("p50 {} · max {} · {}×", millis(spread.p50), millis(spread.max), spread.n) };
-    drawn + &svg::text(WIDTH - 180.0, middle + 4.0, "label", &figures)
+    let figures = if spread.n == 1 {
+        millis(spread.p50)
+    } else {
+        format!("p50 {} · max {} · {}×", millis(spread.p50), millis(spread.max), spread.n)
+    };
+    drawn + &svg::text(WIDTH - 168.0, middle + 4.0, "label", &figures)
 }
 
-/// A logarithmic axis of milliseconds between the pixels `across`, with its grid from `down.0` to `down.1` and names below.
+/// A logarithmic axis of milliseconds between the pixels `across`, with its grid from `down.0` to `down.1` and names at both ends.
 pub fn frame(longest_ms: u64, across: (f64, f64), down: (f64, f64)) -> (Axis, String) {
     let high = round_up(longest_ms as f64).max(1_000.0);
     let axis = Axis::logarithmic((SHORTEST_MS, high), across);
@@ -46,6 +52,8 @@ pub fn frame(longest_ms: u64, across: (f64, f64), down: (f64, f64)) -> (Axis, St
         let x = axis.at(mark);
         let name = if mark <= SHORTEST_MS * 1.001 { format!("≤ {} ms", mark.round()) } else { mark_name(mark) };
         drawn += &svg::line((x, down.0), (x, down.1), "grid");
+        // Above and below: a table of seventy kinds is longer than a screen.
+        drawn += &svg::text(x, down.0 - 6.0, "label middle", &name);
         drawn += &svg::text(x, down.1 + 14.0, "label middle", &name);
     }
     (axis, drawn)

@@ -28,6 +28,9 @@ pub fn judge(record: &Record) -> Judgement {
     Judgement { outcome: Outcome::Passed, reasons: vec![held, passed] }
 }
 
+/// Names in the reason; the table has them all.
+const MISSED_SHOWN: usize = 6;
+
 fn doubts(record: &Record) -> Vec<String> {
     let mut doubts = Vec::new();
     if record.verdicts.is_empty() {
@@ -38,10 +41,13 @@ fn doubts(record: &Record) -> Vec<String> {
     }
     let unsure = record.verdicts.iter().filter(|verdict| verdict.outcome == Outcome::Inconclusive);
     doubts.extend(unsure.map(|verdict| format!("{}: {}", verdict.checker, verdict.summary)));
-    let missed: Vec<String> = (1..).zip(&record.faults).filter(|(_, f)| f.took_hold.is_none()).map(|(i, f)| format!("#{i} {}", f.name)).collect();
+    let missed: Vec<String> =
+        (1..).zip(&record.faults).filter(|(_, f)| f.took_hold.is_none()).map(|(i, f)| format!("#{i} {}", f.name)).collect();
     if !missed.is_empty() {
         let total = plural(record.faults.len(), "fault");
-        doubts.push(format!("{} of {total} did not take hold: {}", missed.len(), missed.join(", ")));
+        let shown = missed.len().min(MISSED_SHOWN);
+        let more = if missed.len() > shown { format!(" and {} more", missed.len() - shown) } else { String::new() };
+        doubts.push(format!("{} of {total} did not take hold: {}{more}", missed.len(), missed[..shown].join(", ")));
     }
     doubts
 }

@@ -14,16 +14,17 @@ pub fn page(record: &Record) -> String {
     let title = format!("{} · seed {}", word(judgement.outcome), record.seed);
     let mut body = banner(record, judgement.outcome, &judgement.reasons);
     body += &tiles(record, &totals);
-    let strips = "Each fault is numbered as in the table below. Bars of a datacenter: it was primary. Hatched red: nobody's write was acknowledged.";
+    let strips =
+        "Each fault is numbered as in the table below. Bars of a datacenter: it was primary. Hatched red: nobody's write was acknowledged.";
     body += &section("Timeline", strips, &wide(&timeline::timeline(record)));
     body += &section("Checkers", "", &tables::verdicts(record));
     if let (Some(by_kind), Some(by_phase)) = (outages::by_kind(record), outages::by_phase(record)) {
         let about = "Longest time without an acknowledged write that overlaps the fault or its mending. Each dot is a fault; the tick is the median.";
-        let histogram = format!("<h3>By length, coloured by the phase that was hit</h3>\n{}", wide(&by_phase));
-        body += &section("Outages", about, &(wide(&by_kind) + &histogram));
+        let histogram = format!("<h3>By length, coloured by the phase that was hit</h3>\n{}", small(&by_phase));
+        body += &section("Outages", about, &(small(&by_kind) + &histogram));
     }
     if let Some(shape) = shape_of_failover(record) {
-        body += &section("Shape of a failover", "What the time is spent on.", &wide(&shape));
+        body += &section("Shape of a failover", "What the time is spent on.", &small(&shape));
     }
     let by_kind = format!("<details><summary>Figures by kind</summary>{}</details>\n", tables::kinds(record));
     body += &section("Faults", "", &(by_kind + &tables::faults(record)));
@@ -68,7 +69,8 @@ fn banner(record: &Record, outcome: Outcome, reasons: &[String]) -> String {
 fn tiles(record: &Record, totals: &Totals) -> String {
     let counted = |name: &str| stats::counted(record, name).map_or_else(|| "–".to_owned(), count);
     let bad = |name: &str| if stats::counted(record, name).is_some_and(|n| n > 0) { "bad" } else { "" };
-    let p50_p99 = totals.outage.map_or_else(|| "no outage measured".to_owned(), |o| format!("p50 {} · max {}", millis(o.p50), millis(o.max)));
+    let p50_p99 =
+        totals.outage.map_or_else(|| "no outage measured".to_owned(), |o| format!("p50 {} · max {}", millis(o.p50), millis(o.max)));
     let p99 = |spread: Option<stats::Spread>| millis_or_dash(spread.map(|spread| spread.p99));
     let tiles = [
         ("faults took hold", format!("{} of {}", totals.held, totals.faults), plural(totals.kinds, "kind"), ""),
@@ -89,6 +91,11 @@ fn tiles(record: &Record, totals: &Totals) -> String {
 pub fn section(title: &str, about: &str, content: &str) -> String {
     let about = if about.is_empty() { String::new() } else { format!("<p class=\"soft\">{about}</p>\n") };
     format!("<section>\n<h2>{title}</h2>\n{about}{content}</section>\n")
+}
+
+/// A picture that would be too large over the whole width.
+pub fn small(picture: &str) -> String {
+    format!("<div class=\"picture small\" tabindex=\"0\">{picture}</div>\n")
 }
 
 /// A picture that may be scrolled sideways on a narrow screen.
@@ -128,7 +135,11 @@ mod tests {
     #[test]
     fn examples_are_written_where_asked() {
         let Some(dir) = std::env::var_os("CHAOS_REPORT_EXAMPLES").map(std::path::PathBuf::from) else { return };
-        let passed = { let mut record = sample::drawn(4, 10, 1.0); record.verdicts.pop(); record };
+        let passed = {
+            let mut record = sample::drawn(4, 10, 1.0);
+            record.verdicts.pop();
+            record
+        };
         let (slow, slower) = (sample::drawn(5, 30, 3.5), sample::drawn(6, 30, 9.0));
         let long = sample::drawn(7, 120, 1.0);
         let compared = [("Trilithon", &long), ("Patroni, tuned", &slow), ("Patroni, defaults", &slower)];

@@ -27,14 +27,18 @@ impl Axis {
     }
 }
 
-/// The round number (1, 2 or 5 times a power of ten) at or above `value`.
+/// The round number at or above `value`: two digits at most, so that an axis ends close above what it shows.
 pub fn round_up(value: f64) -> f64 {
     if value <= 0.0 {
         return 1.0;
     }
     let power = 10f64.powf(value.log10().floor());
     // The tolerance keeps 0.2 / 0.1 = 2.0000000000000004 at two.
-    [1.0, 2.0, 5.0].iter().map(|m| m * power).find(|&round| value <= round * 1.000_001).unwrap_or(10.0 * power)
+    [1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0]
+        .iter()
+        .map(|m| m * power)
+        .find(|&round| value <= round * 1.000_001)
+        .unwrap_or(10.0 * power)
 }
 
 /// Seconds between marks of a time axis, so that there are at most `marks_max`.
@@ -69,7 +73,7 @@ mod tests {
 
     #[test]
     fn marks_are_round() {
-        assert_eq!([0.0, 0.9, 1.0, 130.0, 420.0, 730.0].map(round_up), [1.0, 1.0, 1.0, 200.0, 500.0, 1000.0]);
+        assert_eq!([0.0, 0.9, 1.0, 130.0, 420.0, 730.0].map(round_up), [1.0, 1.0, 1.0, 150.0, 500.0, 800.0]);
         assert_eq!([30, 600, 7_200].map(|span| time_step(span, 12)), [5, 60, 600]);
         assert_eq!(logarithmic_marks(100.0, 3_000.0), [100.0, 300.0, 1_000.0, 3_000.0]);
     }

@@ -71,10 +71,8 @@ fn histogram(index: usize, values: &[u64], spread: Option<Spread>, longest: f64,
     let tallest = columns.iter().copied().max().unwrap_or(0).max(1) as f64;
     let width = area.w / COLUMNS as f64;
     let mut drawn = svg::text(area.x, area.y - 24.0, "label strong", INTERVALS[index].1);
-    let figures = spread.map_or_else(
-        || "not seen".to_owned(),
-        |spread| format!("p50 {} · p99 {} · {}×", millis(spread.p50), millis(spread.p99), spread.n),
-    );
+    let figures = spread
+        .map_or_else(|| "not seen".to_owned(), |spread| format!("p50 {} · p99 {} · {}×", millis(spread.p50), millis(spread.p99), spread.n));
     drawn += &svg::text(area.x, area.y - 9.0, "label", &figures);
     for (i, faults) in columns.iter().enumerate().filter(|(_, faults)| **faults > 0) {
         let h = (*faults as f64 / tallest * area.h).max(2.0);

@@ -27,13 +27,23 @@ pub fn summary(record: &Record) -> String {
     let mut text = format!("\n{style}{}{style:#}", word(judgement.outcome).to_uppercase());
     text += &format!("  {} of {} took hold", totals.held, plural(totals.faults, "fault"));
     text += &format!(" · {}", plural(totals.changes, "change") + " of primary");
-    text += &format!(" · {} writes acknowledged, {} refused, {} unknown\n", count(totals.acknowledged), count(totals.refused), count(totals.unknown));
+    text += &format!(
+        " · {} writes acknowledged, {} refused, {} unknown\n",
+        count(totals.acknowledged),
+        count(totals.refused),
+        count(totals.unknown)
+    );
     if judgement.outcome != Outcome::Passed {
         text.extend(judgement.reasons.iter().map(|reason| format!("  {style}·{style:#} {reason}\n")));
     }
     text += &checkers(record);
     text += &faults(record);
-    text += &format!("\n{DIM}{} · seed {} · to repeat it:{DIM:#} {BOLD}{}{BOLD:#}\n", whole_instant(stats::end(record)), record.seed, record.command);
+    text += &format!(
+        "\n{DIM}{} · seed {} · to repeat it:{DIM:#} {BOLD}{}{BOLD:#}\n",
+        whole_instant(stats::end(record)),
+        record.seed,
+        record.command
+    );
     text
 }
 
@@ -48,7 +58,10 @@ fn checkers(record: &Record) -> String {
 }
 
 fn faults(record: &Record) -> String {
-    let title = format!("{:<NAME$} {:>6} {:>10} {:>10} {:>10} {:>13} {:>14}", "faults", "held", "outage p50", "p99", "max", "writable p99", "redundant p99");
+    let title = format!(
+        "{:<NAME$} {:>6} {:>10} {:>10} {:>10} {:>13} {:>14}",
+        "faults", "held", "outage p50", "p99", "max", "writable p99", "redundant p99"
+    );
     let mut text = format!("\n{BOLD}{title}{BOLD:#}\n");
     for kind in stats::kinds(record) {
         text += &row(kind.name, &kind);

@@ -88,7 +88,8 @@ fn verdict(verdict: &Verdict) -> String {
     let class = class_of(verdict.outcome);
     let word = word(verdict.outcome);
     let (checker, summary) = (escape(&verdict.checker), escape(&verdict.summary));
-    let mut card = format!("<article class=\"card {class}\"><h3><span class=\"badge {class}\">{word}</span>{checker}</h3><p>{summary}</p>\n");
+    let mut card =
+        format!("<article class=\"card {class}\"><h3><span class=\"badge {class}\">{word}</span>{checker}</h3><p>{summary}</p>\n");
     if !verdict.counts.is_empty() {
         let figures = verdict.counts.iter().map(|(name, n)| format!("<li><b>{}</b> {}</li>", count(*n), escape(name)));
         card += &format!("<ul class=\"figures\">{}</ul>\n", figures.collect::<String>());

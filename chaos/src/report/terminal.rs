@@ -12,19 +12,49 @@ use std::time::Duration;
 /// What is worth a line. `number` counts the faults of the run from one, as the report does.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    Injected { number: usize, name: &'a str, aim: &'a str, phase: &'a str },
-    TookHold { number: usize, proof: &'a str },
-    NotHeld { number: usize, why: &'a str },
-    Healed { number: usize, lasted: Duration },
+    Injected {
+        number: usize,
+        name: &'a str,
+        aim: &'a str,
+        phase: &'a str,
+    },
+    TookHold {
+        number: usize,
+        proof: &'a str,
+    },
+    NotHeld {
+        number: usize,
+        why: &'a str,
+    },
+    Healed {
+        number: usize,
+        lasted: Duration,
+    },
     /// Heal → first acknowledged write.
-    Writable { number: usize, after: Duration },
+    Writable {
+        number: usize,
+        after: Duration,
+    },
     /// Heal → all members stream.
-    Redundant { number: usize, after: Duration },
+    Redundant {
+        number: usize,
+        after: Duration,
+    },
     /// `before`: who was primary until then, where that is known.
-    Primary { node: &'a str, epoch: u64, timeline: u32, before: Option<&'a str> },
+    Primary {
+        node: &'a str,
+        epoch: u64,
+        timeline: u32,
+        before: Option<&'a str>,
+    },
     /// No write was acknowledged for so long, and now one is.
-    Outage { lasted: Duration },
-    Violation { checker: &'a str, summary: &'a str },
+    Outage {
+        lasted: Duration,
+    },
+    Violation {
+        checker: &'a str,
+        summary: &'a str,
+    },
     Note(&'a str),
 }
 

@@ -13,11 +13,11 @@ use crate::record::{At, FaultRecord, Outage, Record};
 
 const WIDTH: f64 = 1160.0;
 /// Where the time axis begins and ends; left of it are the names.
-const PLOT: (f64, f64) = (84.0, 1150.0);
+const PLOT: (f64, f64) = (84.0, 1138.0);
 const SITE_ROW: f64 = 17.0;
 const FAULT_ROW: f64 = 17.0;
-/// More rows would push the charts off the screen; what does not fit is drawn without its name.
-const FAULT_ROWS_MAX: usize = 6;
+/// More rows would push the charts off the screen; what does not fit is drawn without its name, or without a number.
+const FAULT_ROWS_MAX: usize = 7;
 const STRIPS_MAX: u64 = 24;
 
 /// One stretch of the run and where it is drawn.
@@ -75,7 +75,11 @@ fn strip_length(end: At) -> u64 {
     if end.0 <= 15 * MINUTE {
         return end.0;
     }
-    [10, 20, 30, 60, 120, 240].into_iter().map(|minutes| minutes * MINUTE).find(|length| end.0 / length < STRIPS_MAX).unwrap_or(480 * MINUTE)
+    [10, 20, 30, 60, 120, 240]
+        .into_iter()
+        .map(|minutes| minutes * MINUTE)
+        .find(|length| end.0.div_ceil(*length) <= STRIPS_MAX)
+        .unwrap_or(480 * MINUTE)
 }
 
 fn draw_strip(strip: &Strip, peaks: &Peaks, top: f64) -> (String, f64) {
@@ -94,15 +98,15 @@ fn draw_strip(strip: &Strip, peaks: &Peaks, top: f64) -> (String, f64) {
     drawn += &charts::latency(strip, peaks, latency);
     drawn += &outages(strip, throughput, bottom);
     drawn += &faults;
-    (drawn, bottom + 16.0)
+    (drawn, bottom + 18.0)
 }
 
 /// Where in its row a fault's bar and name are.
-struct Placed {
+struct Placed<'a> {
     row: usize,
     bar: (f64, f64),
-    /// Left end of the name, where there is room for it.
-    name: Option<f64>,
+    /// The name for which there is room, and its left end.
+    name: Option<(f64, &'a str)>,
 }
 
 fn faults(strip: &Strip, top: f64) -> (String, f64) {
@@ -111,15 +115,16 @@ fn faults(strip: &Strip, top: f64) -> (String, f64) {
     let mut row_ends: Vec<f64> = Vec::new();
     let mut drawn = String::new();
     for (number, fault) in shown {
-        let name = format!("{number} {}", clipped(&fault.name, 30));
-        let placed = place(strip, fault, svg::text_width(&name) + 6.0, &mut row_ends);
+        // Where the name finds no room, its number may.
+        let names = [format!("{number} {}", clipped(&fault.name, 30)), number.to_string()];
+        let placed = place(strip, fault, &names, &mut row_ends);
         let y = top + placed.row as f64 * FAULT_ROW;
         let class = if fault.took_hold.is_some() { "fault" } else { "fault missed" };
         drawn += &format!("<a href=\"#fault-{number}\">");
         let bar = Area { x: placed.bar.0, y, w: placed.bar.1 - placed.bar.0, h: FAULT_ROW - 4.0 };
         drawn += &svg::rect(bar, class, &hint(number, fault));
-        if let Some(x) = placed.name {
-            drawn += &svg::text(x, y + 10.5, "label strong", &name);
+        if let Some((x, name)) = placed.name {
+            drawn += &svg::text(x, y + 10.5, "label strong", name);
         }
         drawn += "</a>\n";
     }
@@ -128,28 +133,37 @@ fn faults(strip: &Strip, top: f64) -> (String, f64) {
     (drawn, bottom)
 }
 
-/// The first row with room for bar and name; else the one that is free first, without the name.
-fn place(strip: &Strip, fault: &FaultRecord, name_width: f64, row_ends: &mut Vec<f64>) -> Placed {
+/// The first row with room for the bar and the first of `names`, or else the next; at last the row that is free first, without one.
+fn place<'a>(strip: &Strip, fault: &FaultRecord, names: &'a [String], row_ends: &mut Vec<f64>) -> Placed<'a> {
     let from = strip.x(fault.from);
-    let to = strip.x(fault.to).max(from + 3.0);
-    // The name begins inside its bar and runs on to the right; near the right edge it ends there instead.
-    let name = (from + 4.0).min(strip.plot.1 - name_width);
-    let occupied = (from.min(name), to.max(name + name_width));
-    let free = |end: &f64| *end + 3.0 <= occupied.0;
-    let row = row_ends.iter().position(free).or_else(|| {
-        let more = row_ends.len() < FAULT_ROWS_MAX;
-        more.then(|| {
-            row_ends.push(f64::NEG_INFINITY);
-            row_ends.len() - 1
-        })
-    });
-    if let Some(row) = row {
-        row_ends[row] = occupied.1;
-        return Placed { row, bar: (from, to), name: Some(name) };
+    let bar = (from, strip.x(fault.to).max(from + 3.0));
+    for name in names {
+        let (x, width) = beside(bar, name, strip.plot);
+        let occupied = (bar.0.min(x), bar.1.max(x + width));
+        let free = row_ends.iter().position(|end| *end + 3.0 <= occupied.0);
+        let row = free.unwrap_or(row_ends.len());
+        if row < FAULT_ROWS_MAX {
+            row_ends.resize(row_ends.len().max(row + 1), f64::NEG_INFINITY);
+            row_ends[row] = occupied.1;
+            return Placed { row, bar, name: Some((x, name)) };
+        }
     }
     let row = (0..row_ends.len()).min_by(|a, b| row_ends[*a].total_cmp(&row_ends[*b])).unwrap_or(0);
-    row_ends[row] = row_ends[row].max(to);
-    Placed { row, bar: (from, to), name: None }
+    row_ends[row] = row_ends[row].max(bar.1);
+    Placed { row, bar, name: None }
+}
+
+/// Left end and width of a name: inside its bar where it fits, else to the right of it, and near the right edge to its left.
+fn beside(bar: (f64, f64), name: &str, plot: (f64, f64)) -> (f64, f64) {
+    let width = svg::text_width(name) + 5.0;
+    let x = if width + 2.0 <= bar.1 - bar.0 {
+        bar.0 + 4.0
+    } else if bar.1 + 4.0 + width <= plot.1 {
+        bar.1 + 4.0
+    } else {
+        (bar.0 - width).max(plot.0)
+    };
+    (x, width)
 }
 
 fn hint(number: usize, fault: &FaultRecord) -> String {
@@ -179,7 +193,8 @@ fn reigns(strip: &Strip, top: f64) -> (String, f64) {
             let title = format!("{} primary, epoch {}, timeline {}, from {}", reign.node, reign.epoch, reign.timeline, instant(reign.from));
             let area = Area { x: from, y: y + 1.0, w: to - from, h: SITE_ROW - 3.0 };
             drawn += &svg::rect(area, &format!("site{}", i % 6), &title);
-            let wide = if strip.from <= reign.from { format!("primary · epoch {}", reign.epoch) } else { format!("epoch {}", reign.epoch) };
+            let wide =
+                if strip.from <= reign.from { format!("primary · epoch {}", reign.epoch) } else { format!("epoch {}", reign.epoch) };
             let fits = [wide, reign.epoch.to_string()].into_iter().find(|text| svg::text_width(text) + 6.0 < to - from);
             drawn += &fits.map_or_else(String::new, |text| svg::text(from + 5.0, y + 11.5, "label inverse", &text));
         }
@@ -190,7 +205,7 @@ fn reigns(strip: &Strip, top: f64) -> (String, f64) {
 /// Hatched over the charts, with their length where it is a second or more and there is room.
 fn outages(strip: &Strip, throughput: Area, bottom: f64) -> String {
     let mut free_from = f64::NEG_INFINITY;
-    let mut drawn = String::new();
+    let (mut drawn, mut labels) = (String::new(), String::new());
     for outage in strip.record.outages.iter().filter(|outage| strip.shows(outage.from, outage.to)) {
         let Outage { from, to } = *outage;
         let (left, right) = (strip.x(from), strip.x(to));
@@ -201,12 +216,13 @@ fn outages(strip: &Strip, throughput: Area, bottom: f64) -> String {
         let width = svg::text_width(&label) + 8.0;
         let x = (right + 3.0).min(strip.plot.1 - width);
         if lasted >= 1_000 && x >= free_from {
-            drawn += &svg::rect(Area { x: x - 1.0, y: throughput.y + 2.0, w: width - 4.0, h: 14.0 }, "pill", "");
-            drawn += &svg::text(x + 1.0, throughput.y + 12.5, "label bad", &label);
+            labels += &svg::rect(Area { x: x - 1.0, y: throughput.y + 2.0, w: width - 2.0, h: 14.0 }, "pill", "");
+            labels += &svg::text(x + 2.0, throughput.y + 12.5, "label bad", &label);
             free_from = x + width;
         }
     }
-    drawn
+    // After all hatches: one that comes soon after must not cover the figure of the one before.
+    drawn + &labels
 }
 
 fn time_marks(strip: &Strip, top: f64, bottom: f64) -> String {
@@ -216,7 +232,7 @@ fn time_marks(strip: &Strip, top: f64, bottom: f64) -> String {
     for at in (first..=strip.to.0).step_by(usize::try_from(step).unwrap_or(usize::MAX)).map(At) {
         let x = strip.x(at);
         drawn += &svg::line((x, top), (x, bottom), "grid");
-        drawn += &format!("<text x=\"{}\" y=\"{}\" class=\"label middle\">{}</text>\n", n(x), n(bottom + 13.0), escape(&whole_instant(at)));
+        drawn += &format!("<text x=\"{}\" y=\"{}\" class=\"label middle\">{}</text>\n", n(x), n(bottom + 15.0), escape(&whole_instant(at)));
     }
     drawn
 }
@@ -249,11 +265,13 @@ mod tests {
         let strip = Strip { record: &record, sites: &[], from: At(0), to: record.duration, time, plot: PLOT };
         let (mut ends, mut occupied) = (Vec::new(), [f64::NEG_INFINITY; FAULT_ROWS_MAX]);
         for fault in &record.faults {
-            let placed = place(&strip, fault, 90.0, &mut ends);
-            let Some(name) = placed.name else { continue };
-            assert!(name.min(placed.bar.0) >= occupied[placed.row], "{}", fault.name);
-            occupied[placed.row] = placed.bar.1.max(name + 90.0);
-            assert!(name + 90.0 <= PLOT.1 + 0.01);
+            let names = [fault.name.clone()];
+            let placed = place(&strip, fault, &names, &mut ends);
+            let Some((x, name)) = placed.name else { continue };
+            let right = x + svg::text_width(name);
+            assert!(x.min(placed.bar.0) >= occupied[placed.row], "{name}");
+            occupied[placed.row] = placed.bar.1.max(right);
+            assert!(right <= PLOT.1);
         }
     }
 

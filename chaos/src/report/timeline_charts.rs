@@ -93,7 +93,7 @@ fn bucket_edges(strip: &Strip, peaks: &Peaks, index: usize) -> (f64, f64) {
 /// Areas on top of each other, one per datacenter.
 pub fn throughput(strip: &Strip, peaks: &Peaks, area: Area) -> String {
     let height = Axis::linear((0.0, peaks.acknowledged), (area.bottom(), area.y));
-    let mut drawn = frame(area, "writes/s", &[(0.0, "0".to_owned()), (1.0, count(peaks.acknowledged as u64))]);
+    let mut drawn = frame(area, "writes/s", &[(1.0, count(peaks.acknowledged as u64))]);
     let mut floor: Vec<f64> = Vec::new();
     for (i, site) in strip.sites.iter().enumerate() {
         let own = buckets(strip.record, |sample| sample.site == **site, strip.from, strip.to, peaks.bucket);
