@@ -21,6 +21,7 @@ mod system;
 mod trilithon;
 
 pub use node::{End, Node};
+use process::reap;
 pub use process::output_within;
 pub use processes::{Process, send};
 pub use sql::{Row, Target, query};
@@ -28,12 +29,13 @@ pub use status::{Lease, Member, Rule, Status, get};
 pub use system::{Ports, Program, System};
 pub use trilithon::{Options, Trilithon};
 
-use crate::record::RunClock;
+use crate::record::{At, RunClock};
 use crate::world::{Site, World};
 use anyhow::{Context as _, Result, bail};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::Output;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::process::{Child, Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -46,11 +48,35 @@ const CLI_LIMIT: Duration = Duration::from_secs(40);
 const SQL_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// A running cluster. All methods may be called from any thread that is not inside a runtime.
+/// Verbs that only ask. All others are noted, because somebody must account for what they change.
+const ASKING: &[&str] = &["status", "list", "topology", "history", "events", "dsn", "query", "version", "raft"];
+
+/// A command that was given to the cluster.
+#[derive(Clone, Debug)]
+pub struct Given {
+    pub words: Vec<String>,
+    pub from: At,
+    pub to: At,
+    /// `None`: it was not ended by itself.
+    pub exit: Option<i32>,
+    pub said: String,
+}
+
+/// A verb of the command line that goes on in the background; give it to [`Cluster::finish`].
+pub struct Started {
+    words: Vec<String>,
+    from: At,
+    child: Child,
+}
+
+/// A running cluster. Clones are the same cluster. All methods may be called from any thread that is not inside a runtime.
+#[derive(Clone)]
 pub struct Cluster {
     system: Arc<dyn System>,
-    nodes: Vec<Node>,
+    nodes: Arc<[Node]>,
     password: String,
+    clock: RunClock,
+    given: Arc<Mutex<Vec<Given>>>,
 }
 
 impl Cluster {
@@ -59,7 +85,7 @@ impl Cluster {
     /// # Errors
     /// The program is missing or refuses, or the cluster is not whole in time: what it waits for, and where its logs are.
     pub fn start(world: &World, options: &Options) -> Result<Cluster> {
-        Cluster::start_system(world, Arc::new(Trilithon::new(options.clone(), world.dir())?))
+        Cluster::start_system(world, Arc::new(Trilithon::new(options.clone(), &folder(world)?)?))
     }
 
     /// The same for any system.
@@ -69,13 +95,23 @@ impl Cluster {
     pub fn start_system(world: &World, system: Arc<dyn System>) -> Result<Cluster> {
         system.prepare(world.sites()).with_context(|| format!("cannot set up {}", system.name()))?;
         let nodes = world.sites().iter().map(|site| Node::new(site.clone(), Arc::clone(&system))).collect();
-        let mut cluster = Cluster { system, nodes, password: String::new() };
-        for node in &cluster.nodes {
+        let mut cluster = Cluster { system, nodes, password: String::new(), clock: RunClock::start(), given: Arc::default() };
+        for node in cluster.nodes.iter() {
             node.start()?;
         }
         cluster.until("whole for the first time", START_LIMIT, Status::is_redundant)?;
         cluster.password = cluster.system.password(world.sites())?;
         Ok(cluster)
+    }
+
+    /// Note commands by this clock from now on.
+    pub fn use_clock(&mut self, clock: RunClock) {
+        self.clock = clock;
+    }
+
+    /// Commands that were given through [`Cluster::cli`] and [`Cluster::cli_start`] and that change something.
+    pub fn given(&self) -> Vec<Given> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn system(&self) -> &dyn System {
@@ -162,10 +198,52 @@ impl Cluster {
     /// # Errors
     /// It does not end within 40 s, or cannot be started. A verb that failed is no error here: see its exit code.
     pub fn cli(&self, words: &[&str]) -> Result<Output> {
+        let from = self.clock.now();
+        let output = self.cli_unnoted(words);
+        self.note(words.iter().map(|w| (*w).to_owned()).collect(), from, output.as_ref().ok());
+        output
+    }
+
+    fn note(&self, words: Vec<String>, from: At, output: Option<&Output>) {
+        if words.first().is_some_and(|verb| ASKING.contains(&verb.as_str())) {
+            return;
+        }
+        let said = output.map(|o| String::from_utf8_lossy(&[o.stdout.as_slice(), o.stderr.as_slice()].concat()).trim().to_owned());
+        let exit = output.and_then(|o| o.status.code());
+        let given = Given { words, from, to: self.clock.now(), exit, said: said.unwrap_or_default() };
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).push(given);
+    }
+
+    /// The same, for those who keep an account of their own of what they command.
+    ///
+    /// # Errors
+    /// As of [`Cluster::cli`].
+    pub fn cli_unnoted(&self, words: &[&str]) -> Result<Output> {
         let alive = self.statuses().into_iter().max_by_key(Status::weight).map(|s| s.answered_by);
         // Where nobody answers, the command line's own message is what is wanted.
         let name = alive.or_else(|| self.nodes.first().map(|n| n.name.clone())).unwrap_or_default();
         self.cli_at(&name, words)
+    }
+
+    /// Start a verb and do not wait for it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn cli_start(&self, words: &[String]) -> Result<Started> {
+        let from = self.clock.now();
+        let answers = self.statuses().into_iter().max_by_key(Status::weight).context("no node answers")?;
+        let verb: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut command = self.system.cli(&self.node(&answers.answered_by)?.site, &verb)?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.with_context(|| format!("cannot start `{} {}`", self.system.name(), verb.join(" ")))?;
+        Ok(Started { words: words.to_vec(), from, child })
+    }
+
+    /// Wait for what was started; it is killed when it has not ended within `limit`.
+    pub fn finish(&self, started: Started, limit: Duration) {
+        let ended = reap(started.child, limit);
+        let output = ended.map(|status| Output { status, stdout: Vec::new(), stderr: Vec::new() });
+        self.note(started.words, started.from, output.as_ref());
     }
 
     /// Run a verb in the datacenter of `name`, which must not be frozen: a process could not even start there.
@@ -213,7 +291,7 @@ impl Cluster {
     /// # Errors
     /// A node cannot be started.
     pub fn mend(&self) -> Result<()> {
-        for node in &self.nodes {
+        for node in self.nodes.iter() {
             node.thaw_all();
             node.start()?;
         }
@@ -247,11 +325,11 @@ impl Cluster {
             self.tend(&clock);
             if let Ok(status) = self.status() {
                 if good(&status) {
-                    return Ok(clock.now().since(crate::record::At(0)));
+                    return Ok(clock.now().since(At(0)));
                 }
                 last = Some(status);
             }
-            if clock.now().since(crate::record::At(0)) >= limit {
+            if clock.now().since(At(0)) >= limit {
                 let seen = last.map_or_else(|| "no node answered".to_owned(), |s| s.in_words());
                 bail!("the cluster is not {what} after {} s: {seen}", limit.as_secs());
             }
@@ -261,14 +339,15 @@ impl Cluster {
 
     /// End every process, by force; the data stays.
     pub fn kill(&self) {
-        for node in &self.nodes {
+        for node in self.nodes.iter() {
             node.thaw_all();
             node.kill_all();
         }
     }
 }
 
-/// A site where the node of `name` is, or an error that names those there are.
-pub(crate) fn site<'w>(world: &'w World, name: &str) -> Result<&'w Site> {
-    world.sites().iter().find(|s| s.name() == name).with_context(|| format!("no datacenter is called {name}"))
+/// The world's own folder, as its datacenters' logs show it.
+fn folder(world: &World) -> Result<PathBuf> {
+    let logs = world.sites().first().context("a world without datacenters")?.logs();
+    Ok(logs.ancestors().nth(2).context("a world at the root of the file system")?.to_owned())
 }

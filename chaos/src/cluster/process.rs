@@ -4,7 +4,7 @@ use crate::record::{At, RunClock};
 use anyhow::{Context as _, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::Read;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -30,6 +30,16 @@ pub fn output_within(mut command: Command, limit: Duration) -> Result<Output> {
             Err(error.context(format!("it said: {}", String::from_utf8_lossy(&stderr).trim())))
         }
     }
+}
+
+/// Wait for a command that was started before; kill it when it has not ended within `limit`. `None`: so it was.
+pub(super) fn reap(mut child: Child, limit: Duration) -> Option<ExitStatus> {
+    if let Ok(status) = wait(&mut child, &RunClock::start(), limit) {
+        return Some(status);
+    }
+    let _ = child.kill();
+    let _ = wait(&mut child, &RunClock::start(), Duration::from_secs(2));
+    None
 }
 
 fn collect(child: &mut Child, stdout: &mut Vec<u8>, stderr: &mut Vec<u8>, clock: &RunClock, limit: Duration) -> Result<()> {
@@ -72,7 +82,7 @@ fn take(from: Option<&mut impl Read>, into: &mut Vec<u8>) -> bool {
     }
 }
 
-fn wait(child: &mut Child, clock: &RunClock, limit: Duration) -> Result<std::process::ExitStatus> {
+fn wait(child: &mut Child, clock: &RunClock, limit: Duration) -> Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait().context("cannot learn how it ended")? {
             return Ok(status);

@@ -1,0 +1,155 @@
+//! A whole run: world → cluster → workloads → steps → whole again → final reads → verdicts → record.
+//!
+//! Whatever ends it (the plan, the time, a failure, Ctrl-C), logs are kept, everything is taken down, and a record says how far it
+//! came. A run that was interrupted has no verdicts, so that nobody can take it for a pass.
+
+use super::pace::{Interrupted, Pace};
+use super::plan::Plan;
+use super::settings::Settings;
+use super::step::{Done, Stage};
+use super::voice::Voice;
+use super::verdicts::{self, Cause};
+use super::watch::Watch;
+use super::{logs, versions};
+use crate::cluster::Cluster;
+use crate::record::{At, Record, RunClock, Verdict};
+use crate::world::{Interrupts, World};
+use crate::{check, fault, workload};
+use anyhow::{Context as _, Result};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Clients warm up, and the record shows what normal is.
+const WARM_UP: Duration = Duration::from_secs(5);
+/// Before the final reads everybody must be there.
+const FINAL_LIMIT: Duration = Duration::from_secs(180);
+/// Commands take effect up to this long after they were given.
+const COMMAND_LIMIT: Duration = Duration::from_secs(25);
+
+/// What a run was.
+pub struct Finished {
+    pub record: Record,
+    /// Where its record and logs are.
+    pub dir: PathBuf,
+    pub interrupted: bool,
+}
+
+/// Make one run.
+///
+/// # Errors
+/// The machine lacks something, or world or cluster could not be started: no run took place.
+pub fn run(settings: &Settings, interrupts: &Interrupts, voice: &Voice) -> Result<Finished> {
+    let plan = settings.plan()?;
+    let clock = RunClock::start();
+    let token = interrupts.token().clone();
+    let pace = Pace::new(clock, move || token.is_cancelled());
+    let mut record = Record { command: settings.command(), seed: settings.seed, began: versions::now(), ..Record::default() };
+    record.world = settings.world_in_words();
+    voice.note(clock, &format!("building the world: {}", record.world));
+    let world = World::up(&settings.world())?;
+    let outcome = in_world(settings, &world, plan, &pace, &mut record, voice);
+    record.duration = clock.now();
+    world.down().context("the world is not down in full")?;
+    match outcome {
+        Ok(()) => Ok(Finished { record, dir: settings.out.clone(), interrupted: false }),
+        Err(error) if error.is::<Interrupted>() => {
+            record.verdicts.clear();
+            record.notes.push("interrupted: nothing is concluded".to_owned());
+            Ok(Finished { record, dir: settings.out.clone(), interrupted: true })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record: &mut Record, voice: &Voice) -> Result<()> {
+    voice.note(pace.clock, "starting the cluster");
+    let mut cluster = match Cluster::start(world, &settings.cluster()) {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            logs::collect(world, None, &settings.out);
+            pace.check()?;
+            return Err(error.context(format!("logs are in {}\n{}", settings.out.join("logs").display(), logs::tails(world, 12))));
+        }
+    };
+    cluster.use_clock(pace.clock);
+    record.versions = versions::all(&cluster, &settings.binary);
+    voice.note(pace.clock, &format!("the cluster is whole after {:.1} s", Duration::from_micros(pace.now().0).as_secs_f64()));
+    let outcome = with_cluster(settings, world, &cluster, plan, pace, record, voice);
+    record.notes.extend(logs::collect(world, Some(&cluster), &settings.out));
+    cluster.kill();
+    outcome
+}
+
+/// Workloads and steps, then judgement.
+fn with_cluster(settings: &Settings, world: &World, cluster: &Cluster, plan: Plan, pace: &Pace, record: &mut Record, voice: &Voice) -> Result<()> {
+    let running = workload::start(world, cluster, &settings.workload(pace.clock))?;
+    let watch = Watch::start(world, cluster, pace.clock);
+    let stage = Stage { world, cluster, running: &running, pace, clock: pace.clock, scale: settings.scale(), watch: &watch, voice };
+    voice.begin(settings.minutes.map_or(At(0), |minutes| pace.now().after(minutes)));
+    let mut steps: Vec<Done> = Vec::new();
+    let stepped = make_steps(settings, &stage, plan, &mut steps);
+    // Also an interrupted run shows what it saw.
+    let healed = if stepped.is_ok() && !steps.last().is_some_and(|s| s.lost) { stage.until_whole(FINAL_LIMIT) } else { Ok(()) };
+    voice.note(pace.clock, "the last reads");
+    let histories = running.stop();
+    record.primaries = watch.stop();
+    let mut acknowledged: Vec<At> = histories.writes().filter(|a| a.fate == workload::Fate::Done).map(|a| a.to).collect();
+    acknowledged.sort_unstable();
+    for done in &mut steps {
+        verdicts::measure(done, &acknowledged, pace.now());
+    }
+    record.samples = histories.samples.clone();
+    record.outages = histories.outages.clone();
+    record.faults = steps.iter().flat_map(|s| s.records.iter().cloned()).collect();
+    record.notes.extend(steps.iter().flat_map(|s| s.notes.iter().cloned()));
+    stepped?;
+    pace.check()?;
+    if let Err(error) = healed {
+        record.verdicts.push(never_whole(&error));
+    }
+    voice.note(pace.clock, "checking");
+    record.verdicts.extend(check::all(&histories, &check::finally(world, cluster)?));
+    record.verdicts.push(verdicts::availability(&steps, fault::catalogue()));
+    record.verdicts.push(verdicts::causes(&record.primaries, &all_causes(&steps, &histories, pace.now())));
+    record.verdicts.push(verdicts::enough(acknowledged.len() as u64, record.faults.len()));
+    pace.check()
+}
+
+fn make_steps(settings: &Settings, stage: &Stage<'_>, plan: Plan, steps: &mut Vec<Done>) -> Result<()> {
+    stage.pace.sleep(WARM_UP)?;
+    let from = stage.pace.now();
+    let until = settings.minutes.map(|minutes| from.after(minutes));
+    let chosen = plan.skip(settings.skip).take(settings.steps.unwrap_or(usize::MAX));
+    for step in chosen {
+        if until.is_some_and(|until| stage.pace.now() >= until) {
+            break;
+        }
+        stage.voice.note(stage.clock, &format!("step {}: {}, for {:.1} s", step.number, step.in_words(), step.hold.as_secs_f64()));
+        let done = stage.make(&step, steps.iter().map(|s| s.records.len()).sum())?;
+        let lost = done.lost;
+        let failed = done.whole.is_none();
+        steps.push(done);
+        if lost || (failed && settings.stop_at_first) {
+            break;
+        }
+        stage.pace.sleep(step.pause)?;
+    }
+    Ok(())
+}
+
+fn never_whole(error: &anyhow::Error) -> Verdict {
+    Verdict {
+        checker: "final".to_owned(),
+        outcome: crate::record::Outcome::Failed,
+        summary: "after all faults were mended the cluster did not become whole".to_owned(),
+        witness: vec![format!("{error:#}")],
+        ..Verdict::default()
+    }
+}
+
+/// From a fault's preparation until the cluster is whole again; commands for as long as they may take effect.
+fn all_causes(steps: &[Done], histories: &workload::Histories, now: At) -> Vec<Cause> {
+    let faults = steps.iter().map(|s| Cause { from: s.from, to: s.whole.unwrap_or(now) });
+    let commands = histories.commands.iter().map(|c| Cause { from: c.from, to: c.to.after(COMMAND_LIMIT) });
+    faults.chain(commands).collect()
+}

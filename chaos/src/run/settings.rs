@@ -1,0 +1,106 @@
+//! What a run is made with, and the words that repeat it.
+
+use super::plan::{Means, Mode, Plan};
+use crate::cluster::Options;
+use crate::fault::{self, Scale};
+use crate::record::RunClock;
+use crate::workload;
+use crate::world::{Preset, Spec};
+use anyhow::Result;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub binary: PathBuf,
+    pub pg_bin: Option<PathBuf>,
+    pub seed: u64,
+    pub mode: Mode,
+    /// No step begins after it; `None`: as long as the plan has steps.
+    pub minutes: Option<Duration>,
+    /// Steps of the plan that are left out at its beginning.
+    pub skip: usize,
+    pub steps: Option<usize>,
+    pub preset: Preset,
+    pub disks: bool,
+    pub clocks: bool,
+    pub witness: bool,
+    /// Also faults that are known not to be handled.
+    pub gaps: bool,
+    /// The world's folder.
+    pub dir: PathBuf,
+    /// Record and logs go here.
+    pub out: PathBuf,
+    /// Configuration of the nodes: section, key, TOML literal.
+    pub set: Vec<(String, String, String)>,
+    /// Environment of the nodes.
+    pub environment: Vec<(String, String)>,
+    /// Writes per second of all clients together.
+    pub rate: f64,
+    pub stop_at_first: bool,
+    /// Words of the command line that are not said by the fields above.
+    pub words: Vec<String>,
+}
+
+impl Settings {
+    /// # Errors
+    /// A fault is not in the catalogue, or the world allows none.
+    pub fn plan(&self) -> Result<Plan> {
+        let means = Means { disks: self.disks, shim: self.clocks, gaps: self.gaps };
+        Plan::new(self.seed, self.mode.clone(), means, fault::catalogue())
+    }
+
+    pub fn world(&self) -> Spec {
+        Spec {
+            name: format!("s{}", self.seed),
+            dir: self.dir.clone(),
+            sites: 3,
+            preset: self.preset,
+            disks: self.disks,
+            clocks: self.clocks,
+            seed: self.seed,
+        }
+    }
+
+    pub fn cluster(&self) -> Options {
+        let mut options = Options { binary: self.binary.clone(), pg_bin: self.pg_bin.clone(), ..Options::default() };
+        options.witness = self.witness.then(|| "dc3".to_owned());
+        if self.preset == Preset::Far {
+            // As the example configuration says: above one round trip, and at least twice the heartbeat.
+            options.set("consensus", "heartbeat", "\"400ms\"");
+            options.set("consensus", "election_timeout", "\"1500ms\"");
+            options.set("ha", "lease_ttl", "\"8s\"");
+        }
+        for (section, key, literal) in &self.set {
+            options.set(section, key, literal);
+        }
+        options.environment = self.environment.iter().cloned().collect();
+        options
+    }
+
+    pub fn workload(&self, clock: RunClock) -> workload::Plan {
+        workload::Plan { seed: self.seed, per_second: self.rate, ..workload::Plan::new(clock) }
+    }
+
+    pub fn scale(&self) -> Scale {
+        Scale::default()
+    }
+
+    pub fn world_in_words(&self) -> String {
+        let lines = match self.preset {
+            Preset::Lan => "three datacenters side by side",
+            Preset::Design => "dc1–dc2 15 ms, dc1–dc3 and dc2–dc3 40 ms round trip, with jitter",
+            Preset::Far => "200 ms round trip, 5 % loss each way",
+        };
+        let disks = if self.disks { "fault-injecting disks" } else { "no disks of its own" };
+        let witness = if self.witness { "; dc3 is a witness" } else { "" };
+        format!("{lines}; {disks}{witness}")
+    }
+
+    /// The words that repeat it.
+    pub fn command(&self) -> String {
+        let mut words = vec!["chaos".to_owned(), "replay".to_owned(), self.seed.to_string()];
+        words.extend(self.words.iter().cloned());
+        words.join(" ")
+    }
+}
