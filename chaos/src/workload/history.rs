@@ -51,14 +51,6 @@ pub struct Attempt {
     pub timeline: Option<u32>,
 }
 
-impl Attempt {
-    /// The last instant at which it can have taken effect: `None` means never known.
-    #[must_use]
-    pub fn ended(&self) -> Option<At> {
-        (self.fate != Fate::Unknown).then_some(self.to)
-    }
-}
-
 /// How a statement travelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Protocol {

@@ -9,6 +9,8 @@
 //! Clients judge nothing: they write down what they asked, what they were told and when; `check` judges. They know the failure
 //! contract only as far as any client must: which answers mean "not applied" ([`outcome`]).
 
+#![expect(dead_code, reason = "used once `run` joins the parts")]
+
 pub mod administrator;
 pub mod bank;
 pub mod client;

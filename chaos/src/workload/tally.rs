@@ -123,7 +123,7 @@ impl Counts {
 fn close(second: &mut Second) -> Sample {
     let mut latencies = std::mem::take(&mut second.latencies_us);
     latencies.sort_unstable();
-    let sample = Sample {
+    Sample {
         at: At(second.index * SECOND),
         site: second.name.clone(),
         acknowledged: std::mem::take(&mut second.acknowledged),
@@ -131,8 +131,7 @@ fn close(second: &mut Second) -> Sample {
         unknown: std::mem::take(&mut second.unknown),
         p50_ms: share_ms(&latencies, 50),
         p99_ms: share_ms(&latencies, 99),
-    };
-    sample
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for a chart")]
