@@ -23,7 +23,7 @@ pub struct Clocks {
     /// All clocks run this much faster, in millionths.
     pub ppm: i64,
     /// True CLOCK_BOOTTIME since when they do, ns.
-    anchor_ns: i64,
+    pub(super) anchor_ns: i64,
     /// Added to monotonic clocks, ns. Must never shrink while a process runs.
     pub boot_ns: i64,
 }
