@@ -23,6 +23,18 @@ pub(super) fn mounted() -> Option<PathBuf> {
     })
 }
 
+/// Lets `command` start in the cgroup, of either version, whose `cgroup.procs` this is.
+pub(super) fn start_in(command: &mut Command, procs: &Arc<fs::File>) {
+    let procs = Arc::clone(procs);
+    // SAFETY: between fork and exec this makes one system call on a descriptor that the closure owns.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::io::write(&*procs, b"0")?;
+            Ok(())
+        })
+    };
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Cgroup {
     path: PathBuf,
@@ -52,14 +64,7 @@ impl Cgroup {
 
     /// Lets `command` start in it; starting fails once the cgroup is gone.
     pub fn place(&self, command: &mut Command) {
-        let procs = Arc::clone(&self.procs);
-        // SAFETY: between fork and exec this makes one system call on a descriptor that the closure owns.
-        unsafe {
-            command.pre_exec(move || {
-                rustix::io::write(&*procs, b"0")?;
-                Ok(())
-            })
-        };
+        start_in(command, &self.procs);
     }
 
     /// Stops every process in it, and returns when all have stopped.

@@ -26,6 +26,8 @@ const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
 #[serde(rename_all = "snake_case")]
 pub(super) enum Thing {
     Cgroup(PathBuf),
+    /// Of version 1, for limits alone; empty once the processes are dead.
+    OldCgroup(PathBuf),
     /// Of a namespace's handle or of a kernel file system: unmounted at once.
     Bind(PathBuf),
     /// Of a disk: unmounted with a deadline, since it may hang.
@@ -160,6 +162,11 @@ impl Manifest {
     fn remove(&self, thing: &Thing) -> Result<()> {
         match thing {
             Thing::Cgroup(path) => Cgroup::remove(path),
+            // Version 1 forgets a dead process a little later than version 2.
+            Thing::OldCgroup(path) => {
+                external::wait_until(UNMOUNT_DEADLINE, || remove(fs::remove_dir(path)).is_ok());
+                remove(fs::remove_dir(path)).with_context(|| format!("cgroup {}", path.display()))
+            }
             Thing::Bind(path) => {
                 while mount_of(path).is_some() {
                     rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).with_context(|| path.display().to_string())?;
