@@ -20,6 +20,8 @@ const STATE: &str = "world.json";
 const LOCK: &str = "world.lock";
 /// A healthy unmount writes at most a disk's cache.
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
+/// Everything that waits for a cut connection fails at once.
+const ABORT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What can be left behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,10 +187,12 @@ impl Manifest {
             return Ok(());
         }
         self.abort_disks();
-        if unmount(path, &[]).is_ok() {
+        // The attempt that was given up may be completed by that.
+        let is_gone = || mount_of(path).is_none();
+        if external::wait_until(ABORT_DEADLINE, is_gone) || unmount(path, &[]).is_ok() {
             return Ok(());
         }
-        unmount(path, &["--lazy"])
+        unmount(path, &["--lazy"]).or_else(|error| if is_gone() { Ok(()) } else { Err(error) })
     }
 
     fn abort_disks(&self) {

@@ -102,8 +102,9 @@ impl Site {
     /// # Errors
     /// When some did not end within ten seconds.
     pub fn kill(&self) -> Result<()> {
+        let pids = self.pids();
         self.cgroup.kill()?;
-        self.cgroup.wait_empty()
+        self.cgroup.wait_gone(&pids)
     }
 
     /// Power loss of the whole datacenter: every process dies without seeing an error of its disk, and what was not flushed is lost; with
@@ -115,10 +116,11 @@ impl Site {
         let Some(disk) = &self.disk else {
             return self.kill().map(|()| 0);
         };
+        let pids = self.pids();
         disk.hang(true);
         self.cgroup.kill()?;
         let lost = torn.map_or_else(|| disk.crash(), |seed| disk.crash_torn(seed))?;
-        self.cgroup.wait_empty()?;
+        self.cgroup.wait_gone(&pids)?;
         disk.unmount()?;
         Ok(lost)
     }

@@ -49,9 +49,11 @@ fn the_design_is_as_far_apart_as_it_says() {
     let [dc1, dc2, dc3] = world.sites() else { panic!("three sites") };
     world.sites().iter().for_each(|site| echo(site, 7));
     for (from, to, millis) in [(dc1, dc2, 15.0), (dc1, dc3, 40.0), (dc3, dc2, 40.0)] {
-        let time = median(ping(from, to, 7, 50, 30)).as_secs_f64() * 1000.0;
-        println!("{} → {}: {time:.2} ms", from.name(), to.name());
-        assert!((time - millis).abs() < 2.0, "{time} is not {millis}");
+        let times = ping(from, to, 7, 50, 30);
+        let (best, usual) = (times.iter().min().expect("answers").as_secs_f64() * 1000.0, median(times).as_secs_f64() * 1000.0);
+        println!("{} → {}: {usual:.2} ms, at best {best:.2} ms", from.name(), to.name());
+        // Twice the jitter of each way below, and above it what a busy machine adds even to the best.
+        assert!((millis * 0.9..millis + 2.0).contains(&best), "{best} is not {millis}");
     }
     world.down().expect("down");
 }

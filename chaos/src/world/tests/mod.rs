@@ -29,7 +29,7 @@ fn traces(dir: &std::path::Path) -> Vec<String> {
 
 fn cgroups_of(name: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(cgroup::mounted().expect("cgroup2")).expect("cgroups").flatten().map(|entry| entry.path());
-    entries.filter(|path| path.to_string_lossy().contains(&format!("trilithon-chaos-{name}-"))).collect()
+    entries.filter(|path| path.to_string_lossy().contains(&format!("trilithon-chaos-{name}"))).collect()
 }
 
 /// No test of its own: what other tests start as a process.
@@ -54,10 +54,17 @@ fn as_a_child() {
         Ok("leave") => {
             let dir = std::env::var("CHAOS_TEST_DIR").expect("a folder");
             let spec = Spec { name: "left".to_owned(), dir: dir.into(), sites: 2, disks: true, ..Spec::default() };
+            let _interrupts = Interrupts::listen().expect("listens");
             let world = World::up(&spec).expect("up");
             let mut child = world.sites()[0].command("sh");
             child.arg("-c").arg(format!("while :; do echo x >> {}; done", world.sites()[0].dir().join("a").display()));
             let mut child = child.spawn().expect("starts");
+            let hung = world.sites()[1].disk().expect("a disk");
+            hung.hang(true);
+            let mut write = world.sites()[1].command("sh");
+            let line = format!("echo x > {0}; sync {0}", world.sites()[1].dir().join("a").display());
+            let _writer = write.args(["-c", &line]).spawn().expect("starts");
+            assert!(external::wait_until(Duration::from_secs(5), || hung.counters().hung > 0));
             println!("\nworld is up");
             // Until the test kills this process.
             child.wait().expect("ended");

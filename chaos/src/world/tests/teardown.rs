@@ -60,23 +60,42 @@ fn an_interactive_world_obeys_until_quit_or_ctrl_c() {
     assert!(talk(input, interrupt).contains("taking the world down"));
 }
 
+/// A harness in a process of its own, whose world in `dir` is up, with one disk hung.
+fn harness(dir: &std::path::Path) -> std::process::Child {
+    let mut harness = std::process::Command::new(std::env::current_exe().expect("a path"));
+    harness.args(["--exact", "world::tests::as_a_child", "--nocapture"]);
+    harness.env("CHAOS_TEST_CHILD", "leave").env("CHAOS_TEST_DIR", dir).stdout(std::process::Stdio::piped());
+    let mut harness = harness.spawn().expect("starts");
+    let out = std::io::BufReader::new(harness.stdout.as_mut().expect("piped"));
+    std::io::BufRead::lines(out).find(|line| line.as_ref().is_ok_and(|line| line == "world is up")).expect("up").expect("up");
+    harness
+}
+
 #[test]
 fn what_a_killed_harness_left_is_taken_down_by_the_next() {
     let dir = tempfile::Builder::new().prefix("chaos-world-").tempdir().expect("a folder");
     let world = dir.path().join("w");
-    let mut harness = std::process::Command::new(std::env::current_exe().expect("a path"));
-    harness.args(["--exact", "world::tests::as_a_child", "--nocapture"]);
-    harness.env("CHAOS_TEST_CHILD", "leave").env("CHAOS_TEST_DIR", &world).stdout(std::process::Stdio::piped());
-    let mut harness = harness.spawn().expect("starts");
-    let out = std::io::BufReader::new(harness.stdout.take().expect("piped"));
-    std::io::BufRead::lines(out).find(|line| line.as_ref().is_ok_and(|line| line == "world is up")).expect("up").expect("up");
+    let mut harness = harness(&world);
     assert!(World::clean_left_over(&world).is_err(), "its owner lives");
     harness.kill().expect("killed");
     harness.wait().expect("ended");
     assert!(!traces(&world).is_empty());
     // Another test's start may come first: it does the same.
     assert!(external::wait_until(Duration::from_secs(30), || World::clean_left_over(&world).is_ok() && traces(&world).is_empty()));
-    assert_eq!(cgroups_of("left"), [] as [PathBuf; 0]);
+    assert_eq!(cgroups_of(&format!("left-{}", harness.id())), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn a_second_ctrl_c_takes_everything_down_although_nobody_listens_and_a_disk_hangs() {
+    let dir = tempfile::Builder::new().prefix("chaos-world-").tempdir().expect("a folder");
+    let mut harness = harness(&dir.path().join("w"));
+    let pid = rustix::process::Pid::from_child(&harness);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(harness.try_wait().expect("asked").is_none());
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("interrupted");
+    assert_eq!(harness.wait().expect("ended").code(), Some(130));
+    assert_eq!(traces(dir.path()), [] as [String; 0]);
 }
 
 #[test]
