@@ -49,7 +49,7 @@ pub fn outages(records: &[(&str, &Record)]) -> Option<String> {
     let bottom = outages::TOP + row * kinds.len() as f64;
     let (axis, grid) = outages::frame(longest, (200.0, WIDTH - 90.0), (outages::TOP - 4.0, bottom));
     let mut drawn = String::new();
-    for (i, (name, spreads)) in kinds.iter().enumerate() {
+    for (i, (name, _)) in kinds.iter().enumerate() {
         let top = outages::TOP + i as f64 * row;
         if i % 2 == 0 {
             drawn += &svg::rect(Area { x: 0.0, y: top, w: WIDTH, h: row }, "faint", "");
