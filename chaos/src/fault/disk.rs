@@ -129,7 +129,7 @@ fn press(i: &mut Injected<'_>) {
 /// `part` of the target's data moves onto a volume of `mb` MB, which is then full.
 fn small_volume<'a>(i: &mut Injected<'a>, target: Target<'a>, part: &'static str, mb: u64) -> Result<()> {
     let place: PathBuf = if part == "pg_wal" { target.pgdata().join(part) } else { target.consensus() };
-    let image = i.ctx.world.dir().join(format!("{}-{part}.img", target.name()));
+    let image = target.site.logs().join(format!("{}-{part}.img", target.name()));
     i.undo(format!("start {}", target.name()), move || target.start());
     target.node.stop()?;
     let volume = Rc::new(Volume::planned(&place, &image));

@@ -123,11 +123,11 @@ fn may_meet_others(fault: &Fault) -> bool {
 fn swarm(i: &mut Injected<'_>, count: usize) -> Result<()> {
     const TRIES: usize = 12;
     let has_disks = i.all_targets().iter().all(|t| t.site.disk().is_some());
-    let has_shim = super::shim::Shim::at(i.ctx.world.dir()).exists();
+    let has_clocks = i.all_targets().iter().all(|t| t.site.clock().is_some());
     let possible = |fault: &&Fault| match fault.needs {
         Needs::Nothing => true,
         Needs::Disks => has_disks,
-        Needs::Shim => has_shim,
+        Needs::Shim => has_clocks,
     };
     let all: Vec<&'static Fault> = super::catalogue().iter().filter(|f| may_meet_others(f)).filter(possible).collect();
     let mut chosen: Vec<&'static str> = Vec::new();

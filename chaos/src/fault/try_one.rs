@@ -1,9 +1,13 @@
 //! One fault against a running cluster, by itself: for who writes a fault, and for who wants to see one.
 
-use super::injected::{Ctx, Injected, inject};
+use super::injected::{Ctx, Injected, Scale, inject};
 use super::kinds::Expected;
+use crate::cluster::{Cluster, Options};
+use crate::record::RunClock;
+use crate::world::{Preset, Spec, World};
 use anyhow::{Context as _, Result};
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A write has to come through by then, whatever the fault was; more than the promise, so that its breach is measured.
@@ -99,4 +103,58 @@ fn hold(ctx: &Ctx<'_>, injected: &mut Injected<'_>) {
         ctx.cluster.tend(&ctx.clock);
         std::thread::sleep(LOOK_EVERY);
     }
+}
+
+/// `fault NAME…` by itself: a world and a cluster, each fault in turn, its outcome printed. After a fault that the cluster did not
+/// come back from, the others get a new world; the logs of the old one stay.
+///
+/// # Errors
+/// The machine cannot carry a world, or the program does not start.
+pub fn command(words: &[String]) -> Result<()> {
+    let (flags, names): (Vec<&str>, Vec<&str>) = words.iter().map(String::as_str).partition(|w| w.starts_with("--"));
+    let flag = |name: &str| flags.iter().find_map(|f| f.strip_prefix(name)?.strip_prefix('='));
+    let seed = flag("--seed").and_then(|s| s.parse().ok()).unwrap_or(1);
+    let dir = PathBuf::from(flag("--dir").unwrap_or("/tmp/chaos-fault"));
+    let preset = if flags.contains(&"--design") { Preset::Design } else { Preset::Lan };
+    let (disks, clocks) = (!flags.contains(&"--no-disks"), !flags.contains(&"--no-clocks"));
+    let scale = Scale { connections: flag("--connections").and_then(|n| n.parse().ok()).unwrap_or(2_000), ..Scale::default() };
+    let mut left = &names[..];
+    for number in 1.. {
+        if left.is_empty() {
+            break;
+        }
+        let spec = Spec { name: "fault".to_owned(), dir: dir.join(number.to_string()), sites: 3, preset, disks, clocks, seed };
+        left = in_one_world(&spec, seed, scale, left)?;
+    }
+    Ok(())
+}
+
+/// Until the cluster does not come back. Gives the faults that are left.
+fn in_one_world<'n>(spec: &Spec, seed: u64, scale: Scale, names: &'n [&'n str]) -> Result<&'n [&'n str]> {
+    let world = World::up(spec)?;
+    let binary = std::env::var_os("TRILITHON_BIN").map_or_else(|| "target/release/trilithon".into(), PathBuf::from);
+    let cluster = Cluster::start(&world, &Options { binary, ..Options::default() })?;
+    let clock = RunClock::start();
+    let ctx = Ctx { world: &world, cluster: &cluster, clock, seed, scale };
+    let mut left = names;
+    while let [name, rest @ ..] = left {
+        left = rest;
+        let trial = try_one(name, &ctx);
+        let whole = trial.as_ref().is_ok_and(|t| t.redundant_after.is_ok());
+        match trial {
+            Ok(trial) => anstream::print!("{trial}"),
+            Err(error) => anstream::println!("ERROR {name}: {error:#}"),
+        }
+        if !whole && cluster.until_redundant(Duration::from_secs(20)).is_err() {
+            anstream::println!("  logs       {}", spec.dir.display());
+            for target in super::aim::all(&ctx) {
+                // On the disk, which ends with the world.
+                let _ = std::fs::copy(target.postgres_log(), target.site.logs().join("postgres.log"));
+            }
+            break;
+        }
+    }
+    cluster.kill();
+    world.down()?;
+    Ok(left)
 }
