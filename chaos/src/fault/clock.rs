@@ -37,22 +37,32 @@ pub(super) const FAULTS: &[Fault] = &[
         drift(i, i.target(), ppm)
     })
     .phases(DURING_CHANGES),
-    fault("fast-clock", Aim::SyncStandby, "A standby's clocks run 1 to 5 % fast: it believes early that the primary's lease has ended.", |i| {
-        let ppm = i.rng.random_range(10_000..=50_000);
-        drift(i, i.target(), ppm)
-    })
+    fault(
+        "fast-clock",
+        Aim::SyncStandby,
+        "A standby's clocks run 1 to 5 % fast: it believes early that the primary's lease has ended.",
+        |i| {
+            let ppm = i.rng.random_range(10_000..=50_000);
+            drift(i, i.target(), ppm)
+        },
+    )
     .phases(DURING_CHANGES),
     fault("slow-clock-and-isolation", Aim::Primary, "The primary's clocks run 5 % slow, the others' 5 % fast, and it is cut off.", |i| {
         drift(i, i.target(), -50_000)?;
         i.others(i.target()).into_iter().try_for_each(|other| drift(i, other, 50_000))?;
         i.isolate(i.target())
     }),
-    fault("boot-clock-leaps", Aim::Primary, "The primary's monotonic clocks leap 30 s ahead, as after a suspended machine has woken.", |i| {
-        let target = i.target();
-        // Monotonic clocks never go back: there is nothing to heal.
-        i.undo("a leap of the monotonic clocks stays", || Ok(()));
-        leap(i, target, Duration::from_secs(30))
-    }),
+    fault(
+        "boot-clock-leaps",
+        Aim::Primary,
+        "The primary's monotonic clocks leap 30 s ahead, as after a suspended machine has woken.",
+        |i| {
+            let target = i.target();
+            // Monotonic clocks never go back: there is nothing to heal.
+            i.undo("a leap of the monotonic clocks stays", || Ok(()));
+            leap(i, target, Duration::from_secs(30))
+        },
+    ),
     fault("other-time-namespace", Aim::OtherStandby, "A node is started again under monotonic clocks that are eleven days ahead.", |i| {
         let target = i.target();
         i.undo(format!("start {}", target.name()), move || target.start());
@@ -70,7 +80,9 @@ fn jump<'a>(i: &mut Injected<'a>, target: Target<'a>, seconds: i64) -> Result<()
     let clocks = clocks(target)?;
     i.undo(format!("set wall time of {} right", target.name()), move || clocks.set_wall(0));
     clocks.set_wall(seconds)?;
-    prove_clock(i, target, Clock::Wall, move |ahead_ns| ahead_ns / SECOND_NS / seconds == 1 || ahead_ns / SECOND_NS == seconds - seconds.signum());
+    prove_clock(i, target, Clock::Wall, move |ahead_ns| {
+        ahead_ns / SECOND_NS / seconds == 1 || ahead_ns / SECOND_NS == seconds - seconds.signum()
+    });
     Ok(())
 }
 

@@ -20,6 +20,7 @@ mod evidence;
 mod flap;
 mod injected;
 mod kinds;
+mod ledger;
 mod limits;
 mod lines;
 mod network;
@@ -30,8 +31,8 @@ mod probe;
 mod process;
 mod procs;
 mod sessions;
-mod toil;
 mod together;
+mod toil;
 mod try_one;
 mod volume;
 

@@ -2,6 +2,7 @@
 
 use super::injected::{Ctx, Injected, Scale, inject};
 use super::kinds::Expected;
+use super::ledger::Ledger;
 use crate::cluster::{Cluster, Options};
 use crate::record::RunClock;
 use crate::world::{Preset, Spec, World};
@@ -29,6 +30,8 @@ pub struct Trial {
     pub heal_error: Option<String>,
     pub writable_after: Result<Duration, String>,
     pub redundant_after: Result<Duration, String>,
+    /// Are all acknowledged writes on every node, once?
+    pub ledger: Result<String, String>,
     pub expected: Expected,
 }
 
@@ -36,7 +39,11 @@ impl Trial {
     /// Took hold, healed, and the cluster came back to full redundancy by itself.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.proof.is_some() && self.heal_error.is_none() && self.writable_after.is_ok() && self.redundant_after.is_ok()
+        self.proof.is_some()
+            && self.heal_error.is_none()
+            && self.writable_after.is_ok()
+            && self.redundant_after.is_ok()
+            && self.ledger.is_ok()
     }
 }
 
@@ -61,6 +68,10 @@ impl fmt::Display for Trial {
                 Err(why) => writeln!(f, "  {what} NOT: {why}")?,
             }
         }
+        match &self.ledger {
+            Ok(words) => writeln!(f, "  ledger     {words}")?,
+            Err(why) => writeln!(f, "  ledger     NOT: {why}")?,
+        }
         match self.expected {
             Expected::Handled => Ok(()),
             Expected::Remedy(remedy) => writeln!(f, "  remedy     {remedy}"),
@@ -76,6 +87,7 @@ impl fmt::Display for Trial {
 pub fn try_one(name: &str, ctx: &Ctx<'_>) -> Result<Trial> {
     let fault = super::named(name).with_context(|| format!("no fault is called {name}; `chaos list` shows all"))?;
     ctx.cluster.until_redundant(REDUNDANT_LIMIT).context("before the fault")?;
+    let ledger = Ledger::open(ctx)?;
     let mut injected = inject(fault, ctx)?;
     let began = ctx.clock.now();
     hold(ctx, &mut injected);
@@ -85,9 +97,23 @@ pub fn try_one(name: &str, ctx: &Ctx<'_>) -> Result<Trial> {
     let held = ctx.clock.now().since(began);
     let healed = ctx.clock.now();
     let in_words = |error: anyhow::Error| format!("{error:#}");
-    let writable_after = ctx.cluster.until_writable(WRITABLE_LIMIT).map_err(in_words);
+    let writable_after = until_written(ctx, &ledger);
     let redundant_after = ctx.cluster.until_redundant(REDUNDANT_LIMIT).map(|_| ctx.clock.now().since(healed)).map_err(in_words);
-    Ok(Trial { name: fault.name, aim, held, proof, missing, heal_error, writable_after, redundant_after, expected: fault.expected })
+    let ledger = ledger.close(ctx).map_err(in_words);
+    Ok(Trial { name: fault.name, aim, held, proof, missing, heal_error, writable_after, redundant_after, ledger, expected: fault.expected })
+}
+
+/// Until a client's write is acknowledged.
+fn until_written(ctx: &Ctx<'_>, ledger: &Ledger) -> Result<Duration, String> {
+    let (began, before) = (ctx.clock.now(), ledger.count());
+    while ledger.count() == before {
+        if ctx.clock.now().since(began) > WRITABLE_LIMIT {
+            return Err(format!("no write was acknowledged within {} s", WRITABLE_LIMIT.as_secs()));
+        }
+        ctx.cluster.tend(&ctx.clock);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(ctx.clock.now().since(began))
 }
 
 /// For its least time, and on until it is proved, at most for its longest; node processes that end by themselves are started again.
