@@ -128,6 +128,9 @@ pub struct WhatArgs {
     /// Operations a second of all clients together.
     #[arg(long, value_name = "N", default_value_t = 150.0)]
     pub rate: f64,
+    /// An administrator asks for a switchover now and then.
+    #[arg(long)]
+    pub administrator: bool,
     /// One key of the nodes' configuration.
     #[arg(long = "set", value_name = "SECTION.KEY=TOML")]
     pub set: Vec<String>,
@@ -244,6 +247,7 @@ pub fn settings(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<S
         set,
         environment: Vec::new(),
         rate: what.rate,
+        administrator: what.administrator,
         stop_at_first: what.stop_at_first,
         words: words(what, decided),
     })
@@ -301,6 +305,7 @@ fn words(what: &WhatArgs, decided: bool) -> Vec<String> {
         ("--no-clocks", what.no_clocks),
         ("--witness", what.witness),
         ("--gaps", what.gaps),
+        ("--administrator", what.administrator),
         ("--stop-at-first", what.stop_at_first),
     ];
     flags.into_iter().filter(|(_, on)| *on).for_each(|(flag, _)| say(flag, None));

@@ -24,7 +24,7 @@ pub use node::{End, Node};
 use process::reap;
 pub use process::output_within;
 pub use processes::{Process, send};
-pub use sql::{Row, Target, query};
+pub use sql::{Row, Target, in_words, query};
 pub use status::{Lease, Member, Rule, Status, get};
 pub use system::{Ports, Program, System};
 pub use trilithon::{Options, Trilithon};

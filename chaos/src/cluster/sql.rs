@@ -59,7 +59,7 @@ async fn run(address: SocketAddr, password: &str, sql: &str) -> Result<Vec<Row>,
 }
 
 /// With the SQLSTATE, by which outcomes are told apart.
-pub(crate) fn in_words(error: &Error) -> String {
+pub fn in_words(error: &Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("{} {}: {}", db.severity(), db.code().code(), db.message()),
         None => {

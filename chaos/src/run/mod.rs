@@ -10,6 +10,7 @@
 //!
 //! Entry points: [`session::run`], [`mutants::run`].
 
+mod clients;
 mod lists;
 mod logs;
 pub mod mutants;

@@ -10,11 +10,12 @@ use super::step::{Done, Stage};
 use super::voice::Voice;
 use super::verdicts::{self, Cause};
 use super::watch::Watch;
-use super::{logs, versions};
+use super::{clients, logs, versions};
 use crate::cluster::Cluster;
 use crate::record::{At, Record, RunClock, Verdict};
 use crate::world::{Interrupts, World};
-use crate::{check, fault, workload};
+use crate::workload::history::{Fate, Histories};
+use crate::{check, fault};
 use anyhow::{Context as _, Result};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -82,18 +83,19 @@ fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record:
 
 /// Workloads and steps, then judgement.
 fn with_cluster(settings: &Settings, world: &World, cluster: &Cluster, plan: Plan, pace: &Pace, record: &mut Record, voice: &Voice) -> Result<()> {
-    let running = workload::start(world, cluster, &settings.workload(pace.clock))?;
+    let running = clients::start(settings, cluster, pace.clock)?;
     let watch = Watch::start(world, cluster, pace.clock);
     let stage = Stage { world, cluster, running: &running, pace, clock: pace.clock, scale: settings.scale(), watch: &watch, voice };
-    voice.begin(settings.minutes.map_or(At(0), |minutes| pace.now().after(minutes)));
+    voice.begin(pace.now().after(settings.expected()));
     let mut steps: Vec<Done> = Vec::new();
     let stepped = make_steps(settings, &stage, plan, &mut steps);
     // Also an interrupted run shows what it saw.
     let healed = if stepped.is_ok() && !steps.last().is_some_and(|s| s.lost) { stage.until_whole(FINAL_LIMIT) } else { Ok(()) };
     voice.note(pace.clock, "the last reads");
-    let histories = running.stop();
+    let mut histories = running.stop()?;
+    histories.commands.extend(clients::given(cluster));
     record.primaries = watch.stop();
-    let mut acknowledged: Vec<At> = histories.writes().filter(|a| a.fate == workload::Fate::Done).map(|a| a.to).collect();
+    let mut acknowledged: Vec<At> = histories.writes().filter(|a| a.fate == Fate::Done).map(|a| a.to).collect();
     acknowledged.sort_unstable();
     for done in &mut steps {
         verdicts::measure(done, &acknowledged, pace.now());
@@ -108,7 +110,7 @@ fn with_cluster(settings: &Settings, world: &World, cluster: &Cluster, plan: Pla
         record.verdicts.push(never_whole(&error));
     }
     voice.note(pace.clock, "checking");
-    record.verdicts.extend(check::all(&histories, &check::finally(world, cluster)?));
+    record.verdicts.extend(check::all(&histories, &clients::finally(cluster, pace.clock)?, check::Least::default()));
     record.verdicts.push(verdicts::availability(&steps, fault::catalogue()));
     record.verdicts.push(verdicts::causes(&record.primaries, &all_causes(&steps, &histories, pace.now())));
     record.verdicts.push(verdicts::enough(acknowledged.len() as u64, record.faults.len()));
@@ -148,7 +150,7 @@ fn never_whole(error: &anyhow::Error) -> Verdict {
 }
 
 /// From a fault's preparation until the cluster is whole again; commands for as long as they may take effect.
-fn all_causes(steps: &[Done], histories: &workload::Histories, now: At) -> Vec<Cause> {
+fn all_causes(steps: &[Done], histories: &Histories, now: At) -> Vec<Cause> {
     let faults = steps.iter().map(|s| Cause { from: s.from, to: s.whole.unwrap_or(now) });
     let commands = histories.commands.iter().map(|c| Cause { from: c.from, to: c.to.after(COMMAND_LIMIT) });
     faults.chain(commands).collect()

@@ -3,8 +3,6 @@
 use super::plan::{Means, Mode, Plan};
 use crate::cluster::Options;
 use crate::fault::{self, Scale};
-use crate::record::RunClock;
-use crate::workload;
 use crate::world::{Preset, Spec};
 use anyhow::Result;
 use std::path::PathBuf;
@@ -37,6 +35,8 @@ pub struct Settings {
     pub environment: Vec<(String, String)>,
     /// Writes per second of all clients together.
     pub rate: f64,
+    /// Somebody asks for switchovers all the time.
+    pub administrator: bool,
     pub stop_at_first: bool,
     /// Words of the command line that are not said by the fields above.
     pub words: Vec<String>,
@@ -48,6 +48,15 @@ impl Settings {
     pub fn plan(&self) -> Result<Plan> {
         let means = Means { disks: self.disks, shim: self.clocks, gaps: self.gaps };
         Plan::new(self.seed, self.mode.clone(), means, fault::catalogue())
+    }
+
+    /// How long the steps will take, about.
+    pub fn expected(&self) -> Duration {
+        /// From the heal until all stream, as a rule.
+        const RETURN: Duration = Duration::from_secs(8);
+        let steps = self.plan().into_iter().flat_map(|plan| plan.skip(self.skip).take(self.steps.unwrap_or(10_000)));
+        let total = steps.map(|step| step.hold + step.pause + RETURN).sum();
+        self.minutes.map_or(total, |minutes| minutes.min(total))
     }
 
     pub fn world(&self) -> Spec {
@@ -76,10 +85,6 @@ impl Settings {
         }
         options.environment = self.environment.iter().cloned().collect();
         options
-    }
-
-    pub fn workload(&self, clock: RunClock) -> workload::Plan {
-        workload::Plan { seed: self.seed, per_second: self.rate, ..workload::Plan::new(clock) }
     }
 
     pub fn scale(&self) -> Scale {

@@ -22,7 +22,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const ANSWER_LIMIT: Duration = Duration::from_millis(1_000);
 /// A reign goes on over looks that failed, where it was the same primary afterwards.
 const GAP: Duration = Duration::from_millis(1_500);
-const QUESTION: &str = "SELECT pg_is_in_recovery()::text, (pg_control_checkpoint()).timeline_id::text";
+/// The timeline is that of the WAL that is being written: the control file's is the last checkpoint's, and comes late.
+const QUESTION: &str = "SELECT pg_is_in_recovery()::text, CASE WHEN pg_is_in_recovery() THEN NULL \
+    ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int::text END";
 
 /// At this moment this node called itself primary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +140,6 @@ fn reigns(looks: &[Look]) -> Vec<Reign> {
         let same = |r: &&mut Reign| r.node == look.node && (r.epoch == look.epoch || r.epoch == 0) && look.at.since(r.to) <= GAP;
         match reigns.iter_mut().rev().find(same) {
             Some(reign) => {
-                // The checkpoint that tells the timeline comes after the promotion.
                 (reign.to, reign.timeline, reign.epoch) = (look.at, look.timeline.max(reign.timeline), look.epoch);
             }
             None => {

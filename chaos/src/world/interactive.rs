@@ -16,7 +16,9 @@ const HELP: &str = "\
   rate A B 1                                 Mbit/s, both ways
   mtu A B 1000                               larger packets vanish, both ways
   heal                                       all lines as at the beginning
-  freeze A | thaw A | kill A                 all processes of a datacenter
+  freeze A | thaw A | kill A | power A       all processes of a datacenter; power: and what its disk did not make durable
+  disk A crash | remount | hang | fail-writes | fail-fsyncs | slow 100ms | full | read-only | heal
+  clock A wall -3600 | clock A drift 5       seconds; percent
   status                                     lines and processes
   quit                                       takes the world down (as do Ctrl-C and the end of the input)";
 
@@ -102,7 +104,11 @@ fn obey(world: &World, line: &str) -> Result<Answer> {
             world.wan().isolate(index(world, a)?);
             String::new()
         }
-        [verb @ ("freeze" | "thaw" | "kill"), a] => {
+        ["clock", a, what, value] => {
+            clock(world, a, what, value)?;
+            String::new()
+        }
+        [verb @ ("freeze" | "thaw" | "kill" | "power"), a] => {
             processes(world, verb, a)?;
             String::new()
         }
@@ -150,12 +156,39 @@ fn processes(world: &World, verb: &str, site: &str) -> Result<()> {
     match verb {
         "freeze" => site.freeze(),
         "thaw" => site.thaw(),
-        _ => site.kill(),
+        "kill" => site.kill(),
+        _ => site.power_loss(None).map(drop),
     }
 }
 
-fn disk(_world: &World, _site: &str, _words: &[&str]) -> Result<String> {
-    bail!("this world has no disks")
+fn disk(world: &World, site: &str, words: &[&str]) -> Result<String> {
+    let site = &world.sites()[index(world, site)?];
+    let disk = site.disk().context("this world has no disks: start it with them")?;
+    match words {
+        ["crash"] => return Ok(format!("{} blocks of 4 KiB were lost", disk.crash()?)),
+        ["remount"] => disk.remount()?,
+        ["hang"] => disk.hang(true),
+        ["fail-writes"] => disk.fail_writes(true),
+        ["fail-fsyncs"] => disk.fail_fsyncs(true),
+        ["slow", delay] => disk.fsync_delay(duration(delay)?),
+        ["full"] => disk.full(0)?,
+        ["read-only"] => disk.read_only()?,
+        ["heal"] => disk.heal()?,
+        _ => bail!("not understood; `help` lists the commands"),
+    }
+    Ok(if disk.needs_remount() { format!("`disk {} remount` brings it back", site.name()) } else { String::new() })
+}
+
+fn clock(world: &World, site: &str, what: &str, value: &str) -> Result<()> {
+    let clock = world.sites()[index(world, site)?].clock().context("this world has no clocks of its own: start it with them")?;
+    match what {
+        "wall" => clock.set_wall(value.parse().context("a jump is a whole number of seconds")?),
+        "drift" => {
+            let percent: i64 = value.trim_end_matches('%').parse().context("a drift is a whole percentage")?;
+            clock.set_drift_ppm(percent.saturating_mul(10_000))
+        }
+        _ => bail!("a clock has `wall` and `drift`"),
+    }
 }
 
 fn index(world: &World, name: &str) -> Result<usize> {

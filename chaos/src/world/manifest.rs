@@ -92,7 +92,15 @@ impl Manifest {
     /// Folders of all worlds that were not taken down, of living owners and dead ones.
     pub fn registered() -> Vec<PathBuf> {
         let entries = fs::read_dir(REGISTRY).into_iter().flatten().flatten();
-        entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
+        let folder = |link: PathBuf| {
+            let dir = fs::read_link(&link).ok()?;
+            if !dir.join(STATE).exists() {
+                // The folder was deleted, or its world is being taken down right now.
+                let _ = fs::remove_file(&link);
+            }
+            Some(dir)
+        };
+        entries.filter_map(|entry| folder(entry.path())).collect()
     }
 
     /// Unique on this machine.

@@ -21,6 +21,7 @@
 
 mod capability;
 mod cgroup;
+mod clock;
 mod disk;
 mod external;
 mod interactive;
@@ -35,6 +36,7 @@ mod site;
 mod up;
 mod wan;
 
+pub use clock::SiteClock;
 pub use disk::{Disk, DiskCounters};
 pub use interactive::up_interactive;
 pub use interrupt::Interrupts;

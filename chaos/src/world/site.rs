@@ -1,6 +1,7 @@
 //! One datacenter of a world.
 
 use super::cgroup::Cgroup;
+use super::clock::SiteClock;
 use super::disk::Disk;
 use super::namespace::Namespace;
 use super::runtime::SiteRuntime;
@@ -23,6 +24,7 @@ pub struct Site {
     pub(super) namespace: Namespace,
     pub(super) cgroup: Cgroup,
     pub(super) disk: Option<Disk>,
+    pub(super) clock: Option<SiteClock>,
     pub(super) runtime: SiteRuntime,
 }
 
@@ -57,7 +59,7 @@ impl Site {
         &self.logs
     }
 
-    /// A command that starts in the datacenter's network and cgroup, and in a process group of its own, which Ctrl-C in the harness's
+    /// A command that starts in the datacenter's network and cgroup, with its clocks, and in a process group of its own, which Ctrl-C in the harness's
     /// terminal does not reach. It fails to start once the world has gone down.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
@@ -65,6 +67,9 @@ impl Site {
         command.process_group(0);
         self.cgroup.place(&mut command);
         self.namespace.place(&mut command);
+        if let Some(clock) = &self.clock {
+            clock.place(&mut command);
+        }
         command
     }
 
@@ -111,6 +116,7 @@ impl Site {
         self.cgroup.kill()?;
         let lost = torn.map_or_else(|| disk.crash(), |seed| disk.crash_torn(seed))?;
         self.cgroup.wait_empty()?;
+        disk.unmount()?;
         Ok(lost)
     }
 
@@ -118,6 +124,12 @@ impl Site {
     #[must_use]
     pub fn disk(&self) -> Option<&Disk> {
         self.disk.as_ref()
+    }
+
+    /// The clocks of its processes; `None` in a world without.
+    #[must_use]
+    pub fn clock(&self) -> Option<&SiteClock> {
+        self.clock.as_ref()
     }
 
     /// Every process of the datacenter.

@@ -2,6 +2,7 @@
 
 use super::capability::{self, Wanted};
 use super::cgroup::{self, Cgroup};
+use super::clock::{self, SiteClock};
 use super::disk::Disk;
 use super::external::wait_until;
 use super::manifest::{Manifest, Thing};
@@ -107,16 +108,21 @@ impl World {
     /// When the owner lives, or something resists.
     pub fn clean_left_over(dir: &Path) -> Result<bool> {
         let Some(left) = Manifest::left_over(dir)? else { return Ok(false) };
-        eprintln!("world: process {} left a world in {}; taking it down", left.owner(), dir.display());
-        left.undo()?;
-        Ok(true)
+        take_down(dir, &left).map(|()| true)
     }
 
     /// Takes down the worlds of all dead owners on this machine; those of the living are left alone.
     pub fn clean_dead() {
         for dir in Manifest::registered() {
-            // A living owner's world is none of our business; what resists has been said, and concerns the next start too.
-            let _ = World::clean_left_over(&dir);
+            match Manifest::left_over(&dir) {
+                // A living owner's world is none of our business.
+                Err(_) | Ok(None) => {}
+                Ok(Some(left)) => {
+                    if let Err(error) = take_down(&dir, &left) {
+                        eprintln!("world: {error:#}");
+                    }
+                }
+            }
         }
     }
 
@@ -172,6 +178,11 @@ impl Drop for World {
     }
 }
 
+fn take_down(dir: &Path, left: &Manifest) -> Result<()> {
+    eprintln!("world: process {} left a world in {}; taking it down", left.owner(), dir.display());
+    left.undo()
+}
+
 struct Built {
     sites: Vec<Site>,
     wan: Wan,
@@ -182,6 +193,10 @@ struct Built {
 fn build(spec: &Spec, dir: &Path, manifest: &mut Manifest) -> Result<Built> {
     let mut rng = StdRng::seed_from_u64(spec.seed);
     let cgroups = cgroups(dir, manifest)?;
+    let library = dir.join("clock.so");
+    if spec.clocks {
+        clock::compile(&library)?;
+    }
     let (mut sites, mut tuns, mut disk_threads) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..spec.sites {
         let what = || format!("datacenter dc{}", index + 1);
@@ -191,6 +206,9 @@ fn build(spec: &Spec, dir: &Path, manifest: &mut Manifest) -> Result<Built> {
             site.dir = disk.data();
             site.disk = Some(disk);
             disk_threads.push(thread);
+        }
+        if spec.clocks {
+            site.clock = Some(SiteClock::create(&library, &dir.join(&site.name).join("clock"))?);
         }
         sites.push(site);
         tuns.push(tun);
@@ -237,7 +255,7 @@ fn site(index: usize, dir: &Path, cgroups: &Path, manifest: &mut Manifest) -> Re
     let tun = namespace.open_tun(address, NETWORK, MTU)?;
 
     let runtime = SiteRuntime::start(&name, namespace.clone())?;
-    Ok((Site { name, index, address, dir: data, logs, namespace, cgroup, disk: None, runtime }, tun))
+    Ok((Site { name, index, address, dir: data, logs, namespace, cgroup, disk: None, clock: None, runtime }, tun))
 }
 
 /// Makes a folder that others may enter: databases refuse to run as root.

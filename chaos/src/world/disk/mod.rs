@@ -63,8 +63,8 @@ impl Disk {
         self.mount.join("data")
     }
 
-    /// Power loss: what was not flushed is lost, and every request fails until [`Disk::remount`]. How many blocks of 4 KiB were lost.
-    /// Kill the site's processes with it; [`super::Site::power_loss`] does both without their notice.
+    /// Power loss of the disk alone: what was not flushed is lost, and every request fails until [`Disk::remount`]; what ext4 has in
+    /// memory can still be read. How many blocks of 4 KiB were lost. [`super::Site::power_loss`] is the loss of the whole machine.
     ///
     /// # Errors
     /// Never now; with the host's error once the store needs it.
@@ -87,17 +87,25 @@ impl Disk {
     /// When processes still use the disk and its power was not lost, or ext4 cannot be mounted.
     pub fn remount(&self) -> Result<()> {
         self.heal_requests();
-        if manifest::mount_of(&self.mount).is_some()
-            && let Err(busy) = manifest::unmount(&self.mount, &[])
-        {
-            if !self.store.is_off() {
-                return Err(busy.context("the disk is in use; kill the site's processes first"));
-            }
-            // Whoever still holds a file of the disk's former life gets errors from it for ever.
-            manifest::unmount(&self.mount, &["--lazy"])?;
-        }
+        self.unmount()?;
         self.store.power_on();
         self.attach()
+    }
+
+    /// Takes ext4 away, so that nobody reads what its memory still holds.
+    ///
+    /// # Errors
+    /// When processes still use the disk and its power was not lost.
+    pub(super) fn unmount(&self) -> Result<()> {
+        if manifest::mount_of(&self.mount).is_none() {
+            return Ok(());
+        }
+        let unmounted = manifest::unmount(&self.mount, &[]);
+        if unmounted.is_err() && self.store.is_off() {
+            // Whoever still holds a file of the disk's former life gets errors from it for ever.
+            return manifest::unmount(&self.mount, &["--lazy"]);
+        }
+        unmounted.context("the disk is in use; kill the site's processes first")
     }
 
     /// Every write fails with EIO: ext4 soon makes itself read-only.
