@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// A process that waits for a disk in the kernel stops only when the disk answers.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(5);
+/// Whoever looks after orphans may take its time, and its failure to is not ours.
+const REAP_DEADLINE: Duration = Duration::from_secs(3);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Where version 2 is mounted; `None`: nowhere.
@@ -21,6 +23,25 @@ pub(super) fn mounted() -> Option<PathBuf> {
         let (path, kind) = (fields.next()?, fields.next()?);
         (kind == "cgroup2").then(|| PathBuf::from(path))
     })
+}
+
+/// `None`: there is no such process.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may hold anything; the state and the parent follow its last parenthesis.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// Lets `command` start in the cgroup, of either version, whose `cgroup.procs` this is.
+pub(super) fn start_in(command: &mut Command, procs: &Arc<fs::File>) {
+    let procs = Arc::clone(procs);
+    // SAFETY: between fork and exec this makes one system call on a descriptor that the closure owns.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::io::write(&*procs, b"0")?;
+            Ok(())
+        })
+    };
 }
 
 #[derive(Clone, Debug)]
@@ -52,14 +73,7 @@ impl Cgroup {
 
     /// Lets `command` start in it; starting fails once the cgroup is gone.
     pub fn place(&self, command: &mut Command) {
-        let procs = Arc::clone(&self.procs);
-        // SAFETY: between fork and exec this makes one system call on a descriptor that the closure owns.
-        unsafe {
-            command.pre_exec(move || {
-                rustix::io::write(&*procs, b"0")?;
-                Ok(())
-            })
-        };
+        start_in(command, &self.procs);
     }
 
     /// Stops every process in it, and returns when all have stopped.
@@ -88,11 +102,18 @@ impl Cgroup {
         self.write("cgroup.kill", "1")
     }
 
-    /// Waits until no process is left.
+    /// Waits until no process is left, and nothing of those that were `known` before: Postgres takes a dead process that its parent has
+    /// not looked after yet for a living one. Our own children stay ours to look after.
     ///
     /// # Errors
     /// When some are left after ten seconds, which then wait for something in the kernel.
-    pub fn wait_empty(&self) -> Result<()> {
+    pub fn wait_gone(&self, known: &[u32]) -> Result<()> {
+        self.wait_empty()?;
+        wait_until(REAP_DEADLINE, || known.iter().all(|pid| parent(*pid).is_none_or(|parent| parent == std::process::id())));
+        Ok(())
+    }
+
+    fn wait_empty(&self) -> Result<()> {
         if !wait_until(KILL_DEADLINE, || !self.event("populated")) {
             bail!("cgroup {}: processes {:?} did not end within {KILL_DEADLINE:?} of SIGKILL", self.path.display(), self.pids());
         }

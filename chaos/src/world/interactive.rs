@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 const HELP: &str = "\
-  cut A B | cut-one-way A B | isolate A      nothing passes
+\x20 cut A B | cut-one-way A B | isolate A      nothing passes
   port A B 5432                              packets of this port vanish, both ways
   delay A B 40ms | jitter A B 2ms            one way each, both ways set
   loss A B 5 | reorder A B 2 | duplicate A B 1   percent, both ways

@@ -20,12 +20,16 @@ const STATE: &str = "world.json";
 const LOCK: &str = "world.lock";
 /// A healthy unmount writes at most a disk's cache.
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
+/// Everything that waits for a cut connection fails at once.
+const ABORT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What can be left behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Thing {
     Cgroup(PathBuf),
+    /// Of version 1, for limits alone; empty once the processes are dead.
+    OldCgroup(PathBuf),
     /// Of a namespace's handle or of a kernel file system: unmounted at once.
     Bind(PathBuf),
     /// Of a disk: unmounted with a deadline, since it may hang.
@@ -160,6 +164,11 @@ impl Manifest {
     fn remove(&self, thing: &Thing) -> Result<()> {
         match thing {
             Thing::Cgroup(path) => Cgroup::remove(path),
+            // Version 1 forgets a dead process a little later than version 2.
+            Thing::OldCgroup(path) => {
+                external::wait_until(UNMOUNT_DEADLINE, || remove(fs::remove_dir(path)).is_ok());
+                remove(fs::remove_dir(path)).with_context(|| format!("cgroup {}", path.display()))
+            }
             Thing::Bind(path) => {
                 while mount_of(path).is_some() {
                     rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).with_context(|| path.display().to_string())?;
@@ -178,10 +187,12 @@ impl Manifest {
             return Ok(());
         }
         self.abort_disks();
-        if unmount(path, &[]).is_ok() {
+        // The attempt that was given up may be completed by that.
+        let is_gone = || mount_of(path).is_none();
+        if external::wait_until(ABORT_DEADLINE, is_gone) || unmount(path, &[]).is_ok() {
             return Ok(());
         }
-        unmount(path, &["--lazy"])
+        unmount(path, &["--lazy"]).or_else(|error| if is_gone() { Ok(()) } else { Err(error) })
     }
 
     fn abort_disks(&self) {

@@ -26,6 +26,7 @@ mod disk;
 mod external;
 mod interactive;
 mod interrupt;
+mod limits;
 mod line;
 mod manifest;
 mod namespace;

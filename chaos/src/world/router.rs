@@ -3,6 +3,7 @@
 //! It waits for packets, for the next one that is due, and for its end. A direction without delay or limit is passed on at once, without
 //! a copy; all others wait in one heap, ordered by arrival.
 
+use super::external;
 use super::line::{Fate, Line, Nanos, Shape};
 use super::packet::{self, Flow};
 use super::wan::{Link, Shared, Wan};
@@ -89,6 +90,7 @@ struct Carrier {
 
 impl Carrier {
     fn run(mut self) {
+        external::go_first();
         // The default slack of 50 µs would be added to each delay.
         let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1_000));
         let mut buffer = [0_u8; PACKET_MAX];

@@ -3,6 +3,7 @@
 use super::cgroup::Cgroup;
 use super::clock::SiteClock;
 use super::disk::Disk;
+use super::limits::Limits;
 use super::namespace::Namespace;
 use super::runtime::SiteRuntime;
 use super::wan::Place;
@@ -23,6 +24,7 @@ pub struct Site {
     pub(super) logs: PathBuf,
     pub(super) namespace: Namespace,
     pub(super) cgroup: Cgroup,
+    pub(super) limits: Limits,
     pub(super) disk: Option<Disk>,
     pub(super) clock: Option<SiteClock>,
     pub(super) runtime: SiteRuntime,
@@ -66,6 +68,7 @@ impl Site {
         let mut command = Command::new(program);
         command.process_group(0);
         self.cgroup.place(&mut command);
+        self.limits.place(&mut command);
         self.namespace.place(&mut command);
         if let Some(clock) = &self.clock {
             clock.place(&mut command);
@@ -99,8 +102,9 @@ impl Site {
     /// # Errors
     /// When some did not end within ten seconds.
     pub fn kill(&self) -> Result<()> {
+        let pids = self.pids();
         self.cgroup.kill()?;
-        self.cgroup.wait_empty()
+        self.cgroup.wait_gone(&pids)
     }
 
     /// Power loss of the whole datacenter: every process dies without seeing an error of its disk, and what was not flushed is lost; with
@@ -112,12 +116,29 @@ impl Site {
         let Some(disk) = &self.disk else {
             return self.kill().map(|()| 0);
         };
+        let pids = self.pids();
         disk.hang(true);
         self.cgroup.kill()?;
         let lost = torn.map_or_else(|| disk.crash(), |seed| disk.crash_torn(seed))?;
-        self.cgroup.wait_empty()?;
+        self.cgroup.wait_gone(&pids)?;
         disk.unmount()?;
         Ok(lost)
+    }
+
+    /// Starves its processes: together they get the processor time of so many cores, at least a hundredth; `None` ends it.
+    ///
+    /// # Errors
+    /// When the machine does not let cgroups limit processor time.
+    pub fn limit_cpu(&self, cores: Option<f64>) -> Result<()> {
+        self.limits.cpu(cores)
+    }
+
+    /// Lets its processes have so many bytes together, page cache included; beyond it the kernel reclaims, then kills. `None` ends it.
+    ///
+    /// # Errors
+    /// When the machine does not let cgroups limit memory, or they hold more than that already and cannot give it back.
+    pub fn limit_memory(&self, bytes: Option<u64>) -> Result<()> {
+        self.limits.memory(bytes)
     }
 
     /// Its disk; `None` in a world without.

@@ -5,6 +5,7 @@ use super::cgroup::{self, Cgroup};
 use super::clock::{self, SiteClock};
 use super::disk::Disk;
 use super::external::wait_until;
+use super::limits::{self, Limits};
 use super::manifest::{Manifest, Thing};
 use super::namespace::Namespace;
 use super::router::Router;
@@ -233,6 +234,7 @@ fn cgroups(dir: &Path, manifest: &mut Manifest) -> Result<PathBuf> {
     let path = root.join(format!("trilithon-chaos-{}", manifest.name()));
     manifest.will_make(Thing::Cgroup(path.clone()))?;
     Cgroup::create(&path)?;
+    limits::delegate(&path);
     Ok(path)
 }
 
@@ -247,6 +249,7 @@ fn site(index: usize, dir: &Path, cgroups: &Path, manifest: &mut Manifest) -> Re
 
     manifest.will_make(Thing::Cgroup(cgroups.join(&name)))?;
     let cgroup = Cgroup::create(&cgroups.join(&name))?;
+    let limits = Limits::create(&cgroup, &format!("trilithon-chaos-{}-{name}", manifest.name()), manifest)?;
 
     manifest.will_make(Thing::File(net.clone()))?;
     manifest.will_make(Thing::Bind(net.clone()))?;
@@ -255,7 +258,7 @@ fn site(index: usize, dir: &Path, cgroups: &Path, manifest: &mut Manifest) -> Re
     let tun = namespace.open_tun(address, NETWORK, MTU)?;
 
     let runtime = SiteRuntime::start(&name, namespace.clone())?;
-    Ok((Site { name, index, address, dir: data, logs, namespace, cgroup, disk: None, clock: None, runtime }, tun))
+    Ok((Site { name, index, address, dir: data, logs, namespace, cgroup, limits, disk: None, clock: None, runtime }, tun))
 }
 
 /// Makes a folder that others may enter: databases refuse to run as root.

@@ -2,6 +2,7 @@
 //!
 //! The file is opened for direct I/O, so that the kernel keeps no pages of it that would survive a crash.
 
+use super::super::external;
 use super::store::{Refused, Store};
 use anyhow::{Context, Result};
 use fuser::consts::FOPEN_DIRECT_IO;
@@ -36,6 +37,7 @@ pub(super) fn serve(name: &str, store: Arc<Store>, path: &Path) -> Result<JoinHa
     let mut session = Session::from_fd(Daemon { store }, device, SessionACL::All);
     let name = format!("disk-{name}");
     let serve = move || {
+        external::go_first();
         // Memory for an answer must not wait for pages to be written to this very disk.
         let _ = rustix::process::configure_io_flusher_behavior(true);
         if let Err(error) = session.run() {
