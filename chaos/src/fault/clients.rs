@@ -25,9 +25,13 @@ pub(super) const FAULTS: &[Fault] = &[
         .phases(DURING_CHANGES),
     fault("slow-readers", "Clients ask for 64 MB each and read a few bytes a second.", slow_readers).hold(10, 30).phases(DURING_CHANGES),
     fault("half-open-clients", "Clients stop in the middle of a message and are silent from then on.", half_open).hold(10, 30),
-    fault("idle-in-transaction-herd", "Clients take every server connection of a proxy's pool into transactions and do nothing.", idle_herd)
-        .hold(8, 20)
-        .phases(&[Phase::Steady, Phase::Drain]),
+    fault(
+        "idle-in-transaction-herd",
+        "Clients take every server connection of a proxy's pool into transactions and do nothing.",
+        idle_herd,
+    )
+    .hold(8, 20)
+    .phases(&[Phase::Steady, Phase::Drain]),
     fault("huge-parameters", "Statements with parameters of 5 MB each.", huge).hold(8, 20).phases(DURING_CHANGES),
     fault("malformed-startup", "Startup packets with wrong lengths, versions and contents, and plain noise.", malformed).hold(5, 15),
     fault("cancel-requests-of-strangers", "Hundreds of cancel requests a second with keys that nobody was given.", strangers).hold(5, 15),

@@ -32,9 +32,12 @@ const ASIDE: &str = "move the named directory aside and start the node again: it
 const DURING_COPY: &[Phase] = &[Phase::Steady, Phase::BaseBackup];
 
 pub(super) const FAULTS: &[Fault] = &[
-    fault("bit-flips-in-consensus-log", Aim::OtherStandby, "Bits of a stopped node's consensus log flip: it must notice, or not need them.", |i| {
-        spoil_consensus(i, i.target(), flip_bits)
-    })
+    fault(
+        "bit-flips-in-consensus-log",
+        Aim::OtherStandby,
+        "Bits of a stopped node's consensus log flip: it must notice, or not need them.",
+        |i| spoil_consensus(i, i.target(), flip_bits),
+    )
     .destroys()
     .remedy(ASIDE),
     fault("consensus-log-truncated", Aim::RaftLeader, "The consensus log of a stopped node ends in the middle.", |i| {
@@ -42,32 +45,46 @@ pub(super) const FAULTS: &[Fault] = &[
     })
     .destroys()
     .remedy(ASIDE),
-    fault("consensus-store-from-the-past", Aim::OtherStandby, "An old copy of the consensus store is put back: a vote may be forgotten.", |i| {
-        past(i, i.target(), Part::Consensus)
-    })
+    fault(
+        "consensus-store-from-the-past",
+        Aim::OtherStandby,
+        "An old copy of the consensus store is put back: a vote may be forgotten.",
+        |i| past(i, i.target(), Part::Consensus),
+    )
     .destroys()
     .remedy(ASIDE),
-    fault("node-from-the-past", Aim::OtherStandby, "An old copy of a node's whole directory is put back, as from a snapshot of its machine.", |i| {
-        past(i, i.target(), Part::All)
-    })
+    fault(
+        "node-from-the-past",
+        Aim::OtherStandby,
+        "An old copy of a node's whole directory is put back, as from a snapshot of its machine.",
+        |i| past(i, i.target(), Part::All),
+    )
     .destroys()
     .remedy(ASIDE),
-    fault("bit-flips-in-wal", Aim::SyncStandby, "Bits flip in the newest WAL of a stopped standby: recovery ends there, and streams the rest anew.", |i| {
-        spoil_wal(i, i.target())
-    })
+    fault(
+        "bit-flips-in-wal",
+        Aim::SyncStandby,
+        "Bits flip in the newest WAL of a stopped standby: recovery ends there, and streams the rest anew.",
+        |i| spoil_wal(i, i.target()),
+    )
     .destroys(),
-    fault("bit-flips-in-heap", Aim::OtherStandby, "Bits flip in a table of a stopped standby: its checksums must notice, never its readers.", |i| {
-        spoil_heap(i, i.target())
-    })
+    fault(
+        "bit-flips-in-heap",
+        Aim::OtherStandby,
+        "Bits flip in a table of a stopped standby: its checksums must notice, never its readers.",
+        |i| spoil_heap(i, i.target()),
+    )
     .destroys()
     .remedy("trilithon reinit"),
-    fault("wiped-node", Aim::OtherStandby, "A node comes back under its name with an empty disk.", |i| wipe(i, i.target(), Part::All)).destroys(),
+    fault("wiped-node", Aim::OtherStandby, "A node comes back under its name with an empty disk.", |i| wipe(i, i.target(), Part::All))
+        .destroys(),
     fault("wiped-primary", Aim::Primary, "The primary's disk is lost with all it held.", |i| wipe(i, i.target(), Part::All)).destroys(),
     fault("wiped-consensus-store", Aim::SyncStandby, "A node comes back with its data and without its consensus store.", |i| {
         wipe(i, i.target(), Part::Consensus)
     })
     .destroys(),
-    fault("data-directory-vanishes", Aim::Primary, "The primary's data directory is moved away while its Postgres runs.", vanish).destroys(),
+    fault("data-directory-vanishes", Aim::Primary, "The primary's data directory is moved away while its Postgres runs.", vanish)
+        .destroys(),
     fault("rewind-killed", Aim::Primary, "A primary that left the history returns, and its pg_rewind is killed midway.", |i| {
         diverge(i, i.target())?;
         ambush(i, i.target(), Kind::Rewind, Ambush::KillOnce)

@@ -27,19 +27,22 @@ pub(super) const FAULTS: &[Fault] = &[
         .hold(8, 20)
         .known("a standby without room is neither reported nor passed over"),
     fault("wal-volume-full", Aim::Primary, "pg_wal is a small volume of its own, and full; the rest of the disk has room.", |i| {
-        small_volume(i, i.target(), "pg_wal", 160)
+        small_volume(i, i.target(), "pg_wal")
     })
     .hold(8, 20)
     .known("Postgres panics; the election does not ask who has room, and there is no reserve")
     .needs(Needs::Nothing),
     fault("consensus-volume-full", Aim::Primary, "The consensus store is a small volume of its own, and full.", |i| {
-        small_volume(i, i.target(), "consensus", 24)
+        small_volume(i, i.target(), "consensus")?;
+        fatten(i, i.target())
     })
     .hold(8, 20)
     .known("noticed at a start only: no reserve, no quota; the node ends")
     .needs(Needs::Nothing),
-    fault("disk-read-only", Aim::Primary, "The file system of the primary goes read-only after an error, as ext4 does.", |i| read_only(i, i.target()))
-        .hold(5, 15),
+    fault("disk-read-only", Aim::Primary, "The file system of the primary goes read-only after an error, as ext4 does.", |i| {
+        read_only(i, i.target())
+    })
+    .hold(5, 15),
     fault("slow-fsync", Aim::Primary, "Each fsync in the primary's datacenter takes 30 ms to 1 s longer.", |i| {
         let delay = Duration::from_millis(i.rng.random_range(30..=1_000));
         slow(i, i.target(), delay)
@@ -68,15 +71,18 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("fsync-errors-standby", Aim::SyncStandby, "Every fsync of a synchronous standby's disk fails with EIO.", |i| {
         break_disk(i, i.target(), "fails fsyncs", |disk, on| disk.fail_fsyncs(on), |disk| disk.counters().failed_fsyncs)
     }),
-    fault("hung-disk", Aim::Primary, "The primary's disk answers nothing; connections to its Postgres still work.", |i| hang(i, i.target()))
-        .hold(10, 30)
-        .known("there is no write probe: where the lease is still renewed every commit hangs"),
+    fault("hung-disk", Aim::Primary, "The primary's disk answers nothing; connections to its Postgres still work.", |i| {
+        hang(i, i.target())
+    })
+    .hold(10, 30)
+    .known("there is no write probe: where the lease is still renewed every commit hangs"),
     fault("hung-disk-standby", Aim::SyncStandby, "A synchronous standby's disk answers nothing.", |i| hang(i, i.target())).hold(10, 30),
     fault("power-loss", Aim::Primary, "The primary's machine loses power: what was not flushed to its disk is lost.", |i| {
         power_loss(i, i.target())
     })
     .phases(ANY),
-    fault("power-loss-standby", Aim::SyncStandby, "A synchronous standby's machine loses power.", |i| power_loss(i, i.target())).phases(ANY),
+    fault("power-loss-standby", Aim::SyncStandby, "A synchronous standby's machine loses power.", |i| power_loss(i, i.target()))
+        .phases(ANY),
     fault("torn-power-loss", Aim::Primary, "Power fails, and an arbitrary part of the unflushed sectors is written all the same.", |i| {
         torn(i, i.target())
     })
@@ -89,7 +95,8 @@ pub(super) fn disk<'a>(target: Target<'a>) -> Result<&'a Disk> {
 }
 
 /// What nodes and Postgres write into their logs when a disk fails them.
-const COMPLAINTS: &[&str] = &["No space left", "os error 28", "Read-only file system", "os error 30", "Input/output error", "os error 5", "PANIC"];
+const COMPLAINTS: &[&str] =
+    &["No space left", "os error 28", "Read-only file system", "os error 30", "Input/output error", "os error 5", "PANIC"];
 
 /// The node or its Postgres complains.
 fn prove_complaint<'a>(i: &mut Injected<'a>, target: Target<'a>) {
@@ -126,10 +133,10 @@ fn press(i: &mut Injected<'_>) {
     });
 }
 
-/// `part` of the target's data moves onto a volume of `mb` MB, which is then full.
-fn small_volume<'a>(i: &mut Injected<'a>, target: Target<'a>, part: &'static str, mb: u64) -> Result<()> {
+/// `part` of the target's data moves onto a volume of its own, which is then full.
+fn small_volume<'a>(i: &mut Injected<'a>, target: Target<'a>, part: &'static str) -> Result<()> {
     let place: PathBuf = if part == "pg_wal" { target.pgdata().join(part) } else { target.consensus() };
-    let image = i.ctx.world.dir().join(format!("{}-{part}.img", target.name()));
+    let image = target.site.logs().join(format!("{}-{part}.img", target.name()));
     i.undo(format!("start {}", target.name()), move || target.start());
     target.node.stop()?;
     let volume = Rc::new(Volume::planned(&place, &image));
@@ -138,7 +145,7 @@ fn small_volume<'a>(i: &mut Injected<'a>, target: Target<'a>, part: &'static str
         target.node.kill_all();
         removing.remove()
     });
-    volume.take(mb)?;
+    volume.take()?;
     target.start()?;
     i.ctx.cluster.until_redundant(Duration::from_secs(60))?;
     if i.ctx.cluster.primary().as_deref() != Some(target.name()) {
@@ -152,6 +159,18 @@ fn small_volume<'a>(i: &mut Injected<'a>, target: Target<'a>, part: &'static str
     volume.fill()?;
     press(i);
     Ok(())
+}
+
+/// The consensus log grows by some kilobytes a minute; settings with long values make it grow by some in a second.
+fn fatten<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
+    const KEY: &str = "postgres.parameters.chaos.note";
+    const ORDERS: usize = 150;
+    let ctx = i.ctx;
+    i.afterwards("the setting as before", move || ctx.cluster.cli(&["config", "set", KEY]).map(drop));
+    let values: Vec<String> = (0..ORDERS).map(|n| format!("{n:09}").repeat(900)).collect();
+    let orders: Vec<[&str; 4]> = values.iter().map(|value| ["config", "set", KEY, value]).collect();
+    let from = i.others(target).pop().context("nobody else")?;
+    super::orders::series(i, from, &orders.iter().map(|o| &o[..]).collect::<Vec<_>>())
 }
 
 /// Mount and unmount are the world's: only its `remount` clears an aborted journal.

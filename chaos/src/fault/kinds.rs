@@ -105,7 +105,7 @@ pub enum Needs {
     Nothing,
     /// Fault-injecting disks.
     Disks,
-    /// Node processes started with the clock shim ([`super::shim`]).
+    /// Clocks of its own in each datacenter.
     Shim,
 }
 

@@ -26,10 +26,13 @@ impl Limit {
     pub fn cpu(name: &str, pids: &[u32], share: f64) -> Result<Limit> {
         // Short periods, as a busy hypervisor has them; the kernel takes no quota below 1 ms.
         let (period, quota) = (20_000u64, ((20_000.0 * share) as u64).max(1_000));
-        Limit::set("cpu", name, pids, ("cpu.max", &format!("{quota} {period}")), &[
-            ("cpu.cfs_period_us", &period.to_string()),
-            ("cpu.cfs_quota_us", &quota.to_string()),
-        ])
+        Limit::set(
+            "cpu",
+            name,
+            pids,
+            ("cpu.max", &format!("{quota} {period}")),
+            &[("cpu.cfs_period_us", &period.to_string()), ("cpu.cfs_quota_us", &quota.to_string())],
+        )
     }
 
     /// Let `pids` together hold `bytes` from now on, page cache included.
@@ -53,7 +56,7 @@ impl Limit {
         let Some(root) = mounted(&format!("cgroup:{controller}")) else {
             bail!("this machine offers no {controller} controller of cgroups (see /proc/cgroups)");
         };
-        let group = root.join(format!("chaos-{name}"));
+        let group = root.join(format!("chaos-{}-{name}", std::process::id()));
         fs::create_dir_all(&group).with_context(|| format!("cannot create {}", group.display()))?;
         let limit = Limit { group: group.clone(), restore: None, home: Some(root) };
         let set = v1.iter().try_for_each(|(file, value)| write(&group.join(file), value));

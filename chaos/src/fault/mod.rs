@@ -5,7 +5,7 @@
 //!                             │
 //!      network  process  clock  disk  damage  postgres  operations  clients  together      tables, one fault an entry
 //!                             │
-//!      lines  procs  limits  shim  volume  sessions  orders  flap  toil  probe  evidence    primitives
+//!      lines  procs  limits  volume  sessions  orders  flap  toil  probe  evidence    primitives
 //! ```
 //! Each family's file begins with its table, which reads as documentation. Primitives register how to mend before they break and what
 //! would prove that they did. A fault without evidence is inconclusive: nothing may be concluded from a run in which it did not take
@@ -20,6 +20,7 @@ mod evidence;
 mod flap;
 mod injected;
 mod kinds;
+mod ledger;
 mod limits;
 mod lines;
 mod network;
@@ -30,16 +31,14 @@ mod probe;
 mod process;
 mod procs;
 mod sessions;
-mod shim;
-mod toil;
 mod together;
+mod toil;
 mod try_one;
 mod volume;
 
 pub use injected::{Ctx, Injected, Scale, inject};
 pub use kinds::{Aim, Expected, Family, Fault, Needs, Phase};
-pub use shim::Shim;
-pub use try_one::{Trial, try_one};
+pub use try_one::{Trial, command, try_one};
 
 use std::sync::LazyLock;
 

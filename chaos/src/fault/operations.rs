@@ -5,8 +5,8 @@ use super::evidence::Tail;
 use super::injected::Injected;
 use super::kinds::{Aim, Family, Fault, Phase};
 use super::orders::{self, Order};
-use super::procs::Kind;
 use super::process;
+use super::procs::Kind;
 use crate::cluster::Status;
 use anyhow::{Context as _, Result, bail};
 use std::time::Duration;
@@ -16,14 +16,19 @@ const fn fault(name: &'static str, aim: Aim, about: &'static str, inject: super:
 }
 
 pub(super) const FAULTS: &[Fault] = &[
-    fault("switchover-during-partition", Aim::OtherStandby, "A switchover is ordered while one standby is cut off: to the other it works.", |i| {
-        let target = i.target();
-        i.isolate(target)?;
-        let to = others(i, target, Role::Standby)?;
-        let order = orders::give(i, to, &["switchover", "--to", to.name()])?;
-        prove_outcome(i, order);
-        Ok(())
-    })
+    fault(
+        "switchover-during-partition",
+        Aim::OtherStandby,
+        "A switchover is ordered while one standby is cut off: to the other it works.",
+        |i| {
+            let target = i.target();
+            i.isolate(target)?;
+            let to = others(i, target, Role::Standby)?;
+            let order = orders::give(i, to, &["switchover", "--to", to.name()])?;
+            prove_outcome(i, order);
+            Ok(())
+        },
+    )
     .hold(10, 20),
     fault("switchover-to-the-unreachable", Aim::OtherStandby, "A switchover to a standby that is cut off: refused, or called off.", |i| {
         let target = i.target();
@@ -54,8 +59,13 @@ pub(super) const FAULTS: &[Fault] = &[
         Ok(())
     })
     .hold(8, 25),
-    fault("contradicting-orders", Aim::Everyone, "At once: switchover to each standby, failover, pause and resume, from three datacenters.", contradict)
-        .hold(10, 25),
+    fault(
+        "contradicting-orders",
+        Aim::Everyone,
+        "At once: switchover to each standby, failover, pause and resume, from three datacenters.",
+        contradict,
+    )
+    .hold(10, 25),
     fault("orders-over-and-over", Aim::Everyone, "A switchover follows the other as fast as they are accepted.", |i| {
         for _ in 0..4 {
             let primary = i.ctx.cluster.primary().context("there is no primary at this moment")?;
@@ -70,7 +80,8 @@ pub(super) const FAULTS: &[Fault] = &[
         Ok(())
     })
     .hold(1, 3),
-    fault("rolling-restart", Aim::Everyone, "Each node is ended by SIGTERM and started again, one after the other.", rolling_restart).hold(1, 3),
+    fault("rolling-restart", Aim::Everyone, "Each node is ended by SIGTERM and started again, one after the other.", rolling_restart)
+        .hold(1, 3),
     fault("failover-during-base-backup", Aim::Primary, "The primary is killed while a standby is copied from it.", |i| {
         let target = i.target();
         let copied = i.others(target).pop().context("there is no standby")?;
@@ -91,10 +102,15 @@ pub(super) const FAULTS: &[Fault] = &[
         process::kill_all(i, candidate)
     })
     .hold(8, 20),
-    fault("candidate-postgres-killed", Aim::Primary, "The primary is killed, and its successor's postmaster in the middle of the promotion.", |i| {
-        let candidate = successor(i)?;
-        process::kill(i, candidate, Kind::Postmaster)
-    })
+    fault(
+        "candidate-postgres-killed",
+        Aim::Primary,
+        "The primary is killed, and its successor's postmaster in the middle of the promotion.",
+        |i| {
+            let candidate = successor(i)?;
+            process::kill(i, candidate, Kind::Postmaster)
+        },
+    )
     .hold(8, 20),
     fault("candidate-isolated", Aim::Primary, "The primary is killed, and its successor cut off in the middle of the promotion.", |i| {
         let candidate = successor(i)?;
@@ -106,39 +122,64 @@ pub(super) const FAULTS: &[Fault] = &[
         process::freeze(i, candidate)
     })
     .hold(8, 20),
-    fault("paused-and-primary-killed", Aim::Primary, "Failover is paused when the primary is lost: nobody is elected until it is resumed.", |i| {
-        pause(i)?;
-        process::kill_all(i, i.target())
-    })
+    fault(
+        "paused-and-primary-killed",
+        Aim::Primary,
+        "Failover is paused when the primary is lost: nobody is elected until it is resumed.",
+        |i| {
+            pause(i)?;
+            process::kill_all(i, i.target())
+        },
+    )
     .hold(8, 20),
-    fault("paused-and-postmaster-killed", Aim::Primary, "Failover is paused when the primary's Postgres crashes: it starts where it was.", |i| {
-        pause(i)?;
-        process::kill(i, i.target(), Kind::Postmaster)
-    })
+    fault(
+        "paused-and-postmaster-killed",
+        Aim::Primary,
+        "Failover is paused when the primary's Postgres crashes: it starts where it was.",
+        |i| {
+            pause(i)?;
+            process::kill(i, i.target(), Kind::Postmaster)
+        },
+    )
     .hold(8, 20),
-    fault("fenced-standby-and-failover", Aim::SyncStandby, "One standby is fenced when the primary is lost: only the other may be elected.", |i| {
-        let (target, ctx) = (i.target(), i.ctx);
-        let primary = others(i, target, Role::Primary)?;
-        i.afterwards(format!("unfence {}", target.name()), move || accepted(&ctx.cluster.cli(&["unfence", target.name()])?));
-        accepted(&ctx.cluster.cli(&["fence", target.name()])?)?;
-        i.wait("the fenced Postgres to stop", Duration::from_secs(15), || target.processes(Kind::Postmaster).is_empty().then_some(()))?;
-        i.proved(format!("{} is fenced", target.name()));
-        process::kill(i, primary, Kind::Postmaster)
-    })
+    fault(
+        "fenced-standby-and-failover",
+        Aim::SyncStandby,
+        "One standby is fenced when the primary is lost: only the other may be elected.",
+        |i| {
+            let (target, ctx) = (i.target(), i.ctx);
+            let primary = others(i, target, Role::Primary)?;
+            i.afterwards(format!("unfence {}", target.name()), move || accepted(&ctx.cluster.cli(&["unfence", target.name()])?));
+            accepted(&ctx.cluster.cli(&["fence", target.name()])?)?;
+            i.wait("the fenced Postgres to stop", Duration::from_secs(15), || target.processes(Kind::Postmaster).is_empty().then_some(()))?;
+            i.proved(format!("{} is fenced", target.name()));
+            process::kill(i, primary, Kind::Postmaster)
+        },
+    )
     .hold(8, 20),
-    fault("member-removed-during-partition", Aim::OtherStandby, "A member that is cut off is removed; it comes back, learns it and ends.", remove)
-        .hold(8, 20)
-        .remedy("a removed member joins again when a person has moved its directory aside"),
-    fault("member-added-during-partition", Aim::OtherStandby, "A member joins anew, with an empty disk, while it cannot reach one of the others.", |i| {
-        let target = i.target();
-        let far = i.others(target).pop().context("nobody else")?;
-        i.undo(format!("start {}", target.name()), move || target.start());
-        target.node.kill_all();
-        super::volume::run(std::process::Command::new("find").arg(target.data_dir()).args(["-mindepth", "1", "-delete"]))?;
-        i.cut_both(target, far)?;
-        target.start()?;
-        Ok(())
-    })
+    fault(
+        "member-removed-during-partition",
+        Aim::OtherStandby,
+        "A member that is cut off is removed; it comes back, learns it and ends.",
+        remove,
+    )
+    .hold(8, 20)
+    .remedy("a removed member joins again when a person has moved its directory aside"),
+    fault(
+        "member-added-during-partition",
+        Aim::OtherStandby,
+        "A member joins anew, with an empty disk, while it cannot reach one of the others.",
+        |i| {
+            let target = i.target();
+            let far = i.others(target).pop().context("nobody else")?;
+            i.undo(format!("start {}", target.name()), move || target.start());
+            target.node.kill_all();
+            super::volume::run(std::process::Command::new("find").arg(target.data_dir()).args(["-mindepth", "1", "-delete"]))?;
+            i.cut_both(target, far)?;
+            target.start()?;
+            Ok(())
+        },
+    )
     .destroys()
     .hold(10, 25),
     fault("settings-changed-during-partition", Aim::RaftLeader, "A setting is changed while the consensus leader is cut off.", |i| {

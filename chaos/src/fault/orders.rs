@@ -48,6 +48,21 @@ pub fn give<'a>(i: &mut Injected<'a>, target: Target<'a>, words: &[&str]) -> Res
     Ok(order)
 }
 
+/// Give orders one after the other in the background until the fault heals; their outcomes do not matter.
+///
+/// # Errors
+/// As of [`give`].
+pub fn series<'a>(i: &mut Injected<'a>, target: Target<'a>, all: &[&[&str]]) -> Result<()> {
+    let system = i.ctx.cluster.system();
+    let mut commands = all.iter().map(|words| system.cli(target.site, words)).collect::<Result<Vec<_>>>()?.into_iter();
+    let toil = super::toil::Toil::begin("chaos-orders", move |rest| match commands.next() {
+        Some(command) => drop(crate::cluster::output_within(command, ORDER_LIMIT)),
+        None => rest.sleep(Duration::from_secs(1)),
+    })?;
+    i.undo("the last of the orders", move || toil.end());
+    Ok(())
+}
+
 /// Exit code and the last line of what it said.
 pub fn in_words(output: &Output) -> String {
     let text = [&output.stdout[..], &output.stderr[..]].concat();

@@ -115,17 +115,23 @@ fn pause_replay<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
     });
     target.sql("SELECT pg_wal_replay_pause()")?;
     // It pauses with the next record.
-    i.wait("replay to pause", Duration::from_secs(5), || target.value("SELECT pg_get_wal_replay_pause_state()").ok().filter(|s| s == "paused"))?;
+    i.wait("replay to pause", Duration::from_secs(5), || {
+        target.value("SELECT pg_get_wal_replay_pause_state()").ok().filter(|s| s == "paused")
+    })?;
     i.proved(format!("replay of {} is paused", target.name()));
     Ok(())
 }
 
 fn hold_lock<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
     target.sql("CREATE TABLE IF NOT EXISTS chaos_locked (id int)")?;
-    let statements =
-        &["BEGIN ISOLATION LEVEL REPEATABLE READ", "INSERT INTO chaos_locked VALUES (1)", "LOCK TABLE chaos_locked IN ACCESS EXCLUSIVE MODE"];
+    let statements = &[
+        "BEGIN ISOLATION LEVEL REPEATABLE READ",
+        "INSERT INTO chaos_locked VALUES (1)",
+        "LOCK TABLE chaos_locked IN ACCESS EXCLUSIVE MODE",
+    ];
     sessions::hold_at(i, target, i.ctx.cluster.ports().primary, statements)?;
-    let held = target.value("SELECT count(*) FROM pg_locks WHERE relation = 'chaos_locked'::regclass AND mode = 'AccessExclusiveLock' AND granted")?;
+    let held = target
+        .value("SELECT count(*) FROM pg_locks WHERE relation = 'chaos_locked'::regclass AND mode = 'AccessExclusiveLock' AND granted")?;
     if held == "0" {
         bail!("the transaction on {} holds no lock", target.name());
     }
@@ -138,7 +144,9 @@ fn conflict(i: &mut Injected<'_>) -> Result<()> {
     let primary = aim::named(i.ctx, &i.ctx.cluster.primary().context("there is no primary at this moment")?)?;
     primary.sql("CREATE TABLE IF NOT EXISTS chaos_conflict (id int)")?;
     primary.sql("INSERT INTO chaos_conflict SELECT generate_series(1, 1000)")?;
-    i.wait("the table on the standby", Duration::from_secs(10), || target.value("SELECT count(*) FROM chaos_conflict").ok().filter(|n| n != "0"))?;
+    i.wait("the table on the standby", Duration::from_secs(10), || {
+        target.value("SELECT count(*) FROM chaos_conflict").ok().filter(|n| n != "0")
+    })?;
     sessions::hold(i, target, &["BEGIN ISOLATION LEVEL REPEATABLE READ", "SELECT count(*) FROM chaos_conflict"])?;
     primary.sql("TRUNCATE chaos_conflict")?;
     i.prove(format!("replay of {} waits", target.name()), move || {
@@ -234,7 +242,8 @@ fn drop_slots(i: &mut Injected<'_>) -> Result<()> {
     let mut dropped = 0;
     for _ in 0..TRIES {
         // In one statement, before the walreceiver is back.
-        let sql = "SELECT pg_terminate_backend(active_pid, 500), pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE active";
+        let sql =
+            "SELECT pg_terminate_backend(active_pid, 500), pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE active";
         dropped += usize::from(target.sql(sql).is_ok_and(|rows| !rows.is_empty()));
         if dropped > 0 {
             break;

@@ -25,3 +25,15 @@ pub fn answers(site: &Site, address: Ipv4Addr, port: u16) -> bool {
     });
     tried.blocking_recv().unwrap_or(false)
 }
+
+/// A counter of TCP in the datacenter's kernel, as in /proc/net/netstat.
+pub fn tcp_counter(site: &Site, name: &str) -> Option<u64> {
+    let mut command = site.command("cat");
+    command.arg("/proc/net/netstat");
+    let said = crate::cluster::output_within(command, CONNECT_LIMIT).ok()?;
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let lines: Vec<&str> = text.lines().filter(|l| l.starts_with("TcpExt:")).collect();
+    let [names, values] = lines[..] else { return None };
+    let at = names.split(' ').position(|n| n == name)?;
+    values.split(' ').nth(at)?.parse().ok()
+}

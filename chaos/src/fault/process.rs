@@ -18,8 +18,10 @@ const ANY: &[Phase] = Phase::ALL;
 const DURING_CHANGES: &[Phase] = &[Phase::Steady, Phase::Election, Phase::Promotion, Phase::Drain];
 
 pub(super) const FAULTS: &[Fault] = &[
-    fault("kill-node", Aim::Primary, "kill -9 of the primary's node process; its Postgres runs on.", |i| kill_node(i, i.target())).phases(ANY),
-    fault("kill-standby-node", Aim::SyncStandby, "kill -9 of a synchronous standby's node process.", |i| kill_node(i, i.target())).phases(ANY),
+    fault("kill-node", Aim::Primary, "kill -9 of the primary's node process; its Postgres runs on.", |i| kill_node(i, i.target()))
+        .phases(ANY),
+    fault("kill-standby-node", Aim::SyncStandby, "kill -9 of a synchronous standby's node process.", |i| kill_node(i, i.target()))
+        .phases(ANY),
     fault("kill-raft-leader", Aim::RaftLeader, "kill -9 of the consensus leader's node process.", |i| kill_node(i, i.target())).phases(ANY),
     fault("kill-postmaster", Aim::Primary, "kill -9 of the primary's postmaster; its orphans end by themselves.", |i| {
         kill(i, i.target(), Kind::Postmaster)
@@ -29,24 +31,39 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("kill-standby-postmaster", Aim::OtherStandby, "kill -9 of a standby's postmaster.", |i| kill(i, i.target(), Kind::Postmaster))
         .hold(3, 10)
         .phases(ANY),
-    fault("kill-node-and-postgres", Aim::Primary, "kill -9 of everything in the primary's datacenter.", |i| kill_all(i, i.target())).phases(ANY),
-    fault("kill-candidate", Aim::Candidate, "kill -9 of everything in the candidate's datacenter.", |i| kill_all(i, i.target()))
-        .phases(&[Phase::Election, Phase::Promotion, Phase::Drain]),
-    fault("kill-backend", Aim::Primary, "kill -9 of one backend: the postmaster ends all others, and must not start again in place.", |i| {
-        kill(i, i.target(), Kind::Backend)
-    })
+    fault("kill-node-and-postgres", Aim::Primary, "kill -9 of everything in the primary's datacenter.", |i| kill_all(i, i.target()))
+        .phases(ANY),
+    fault("kill-candidate", Aim::Candidate, "kill -9 of everything in the candidate's datacenter.", |i| kill_all(i, i.target())).phases(&[
+        Phase::Election,
+        Phase::Promotion,
+        Phase::Drain,
+    ]),
+    fault(
+        "kill-backend",
+        Aim::Primary,
+        "kill -9 of one backend: the postmaster ends all others, and must not start again in place.",
+        |i| kill(i, i.target(), Kind::Backend),
+    )
     .hold(3, 10),
     fault("kill-walreceiver", Aim::SyncStandby, "kill -9 of a walreceiver: its postmaster ends every process of that standby.", |i| {
         kill(i, i.target(), Kind::WalReceiver)
     })
     .hold(3, 10),
     fault("kill-walsender", Aim::Primary, "kill -9 of a walsender of the primary.", |i| kill(i, i.target(), Kind::WalSender)).hold(3, 10),
-    fault("kill-checkpointer", Aim::Primary, "kill -9 of the primary's checkpointer.", |i| kill(i, i.target(), Kind::Checkpointer)).hold(3, 10),
-    fault("kill-startup", Aim::OtherStandby, "kill -9 of a standby's startup process: its Postgres ends.", |i| kill(i, i.target(), Kind::Startup))
-        .hold(3, 10)
-        .phases(&[Phase::Steady, Phase::Election, Phase::Promotion]),
-    fault("kill-node-over-and-over", Aim::Primary, "The primary's node process is killed each time a service manager has started it.", again)
-        .hold(10, 20),
+    fault("kill-checkpointer", Aim::Primary, "kill -9 of the primary's checkpointer.", |i| kill(i, i.target(), Kind::Checkpointer))
+        .hold(3, 10),
+    fault("kill-startup", Aim::OtherStandby, "kill -9 of a standby's startup process: its Postgres ends.", |i| {
+        kill(i, i.target(), Kind::Startup)
+    })
+    .hold(3, 10)
+    .phases(&[Phase::Steady, Phase::Election, Phase::Promotion]),
+    fault(
+        "kill-node-over-and-over",
+        Aim::Primary,
+        "The primary's node process is killed each time a service manager has started it.",
+        again,
+    )
+    .hold(10, 20),
     fault("stop-node", Aim::Primary, "SIGSTOP of the primary's node process: its Postgres and its clients go on, its lease ends.", |i| {
         stop(i, i.target(), Kind::Node)
     })
@@ -59,29 +76,47 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("stop-walreceiver", Aim::SyncStandby, "SIGSTOP of a walreceiver: the connection lives and confirms nothing.", |i| {
         stop(i, i.target(), Kind::WalReceiver)
     }),
-    fault("stop-startup", Aim::OtherStandby, "SIGSTOP of a standby's startup process: it receives and confirms WAL, and replays nothing.", |i| {
-        stop(i, i.target(), Kind::Startup)
-    }),
+    fault(
+        "stop-startup",
+        Aim::OtherStandby,
+        "SIGSTOP of a standby's startup process: it receives and confirms WAL, and replays nothing.",
+        |i| stop(i, i.target(), Kind::Startup),
+    ),
     fault("stop-backend-with-locks", Aim::Primary, "SIGSTOP of a backend that holds the lock of a table.", stop_locker),
-    fault("freeze-datacenter", Aim::Primary, "Everything in the primary's datacenter freezes, longer than the lease, and wakes as if nothing had been.", |i| {
+    fault(
+        "freeze-datacenter",
+        Aim::Primary,
+        "Everything in the primary's datacenter freezes, longer than the lease, and wakes as if nothing had been.",
+        |i| freeze(i, i.target()),
+    )
+    .hold(4, 20)
+    .phases(ANY),
+    fault("freeze-briefly", Aim::Primary, "Everything in the primary's datacenter freezes for less than the lease.", |i| {
+        freeze(i, i.target())
+    })
+    .hold(1, 2),
+    fault("freeze-standby", Aim::SyncStandby, "Everything in a synchronous standby's datacenter freezes and wakes.", |i| {
         freeze(i, i.target())
     })
     .hold(4, 20)
     .phases(ANY),
-    fault("freeze-briefly", Aim::Primary, "Everything in the primary's datacenter freezes for less than the lease.", |i| freeze(i, i.target())).hold(1, 2),
-    fault("freeze-standby", Aim::SyncStandby, "Everything in a synchronous standby's datacenter freezes and wakes.", |i| freeze(i, i.target()))
-        .hold(4, 20)
-        .phases(ANY),
-    fault("kill-datacenter", Aim::RaftLeader, "Everything in the consensus leader's datacenter is killed at once.", |i| kill_all(i, i.target())).phases(ANY),
+    fault("kill-datacenter", Aim::RaftLeader, "Everything in the consensus leader's datacenter is killed at once.", |i| {
+        kill_all(i, i.target())
+    })
+    .phases(ANY),
     fault("cpu-starved", Aim::Primary, "The primary's datacenter has a twentieth of a CPU.", |i| starve(i, i.target(), 0.05)).hold(10, 30),
-    fault("cpu-starved-standby", Aim::SyncStandby, "A synchronous standby's datacenter has a twentieth of a CPU.", |i| starve(i, i.target(), 0.05))
-        .hold(10, 30),
+    fault("cpu-starved-standby", Aim::SyncStandby, "A synchronous standby's datacenter has a twentieth of a CPU.", |i| {
+        starve(i, i.target(), 0.05)
+    })
+    .hold(10, 30),
     fault("memory-limited", Aim::Primary, "The primary's datacenter may hold 96 MB in all; the kernel kills what does not fit.", squeeze)
         .hold(10, 30),
     fault("descriptors-exhausted", Aim::Primary, "The primary's node process can open no further file or socket.", exhaust).hold(10, 30),
     fault("terminate-node", Aim::Primary, "SIGTERM of the primary's node: it hands over and ends.", |i| terminate(i, i.target()))
         .phases(&[Phase::Steady, Phase::Rewind, Phase::BaseBackup]),
-    fault("terminate-standby", Aim::SyncStandby, "SIGTERM of a synchronous standby's node: it leaves the rule first.", |i| terminate(i, i.target())),
+    fault("terminate-standby", Aim::SyncStandby, "SIGTERM of a synchronous standby's node: it leaves the rule first.", |i| {
+        terminate(i, i.target())
+    }),
 ];
 
 /// Down until the fault heals: no service manager starts it meanwhile.

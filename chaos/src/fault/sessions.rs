@@ -1,7 +1,7 @@
 //! Client sessions of a fault's own, in a datacenter's runtime: held open, busy, or merely knocking. They end when the fault heals.
 
 use super::aim::Target;
-use super::injected::Injected;
+use super::injected::{Ctx, Injected};
 use anyhow::{Context as _, Result, anyhow, bail};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -40,7 +40,12 @@ pub struct Login {
 impl Login {
     /// Superuser at `port` of the datacenter that the session lives in.
     pub fn at(i: &Injected<'_>, port: u16) -> Login {
-        Login { address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), password: i.ctx.cluster.password().to_owned() }
+        Login::of(i.ctx, port)
+    }
+
+    /// The same without a fault.
+    pub fn of(ctx: &Ctx<'_>, port: u16) -> Login {
+        Login { address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), password: ctx.cluster.password().to_owned() }
     }
 
     /// Log in and do `work`; the connection is driven meanwhile.

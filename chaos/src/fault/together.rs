@@ -21,15 +21,25 @@ pub(super) const FAULTS: &[Fault] = &[
         lose_power(i, &[i.target()])
     })
     .phases(ANY),
-    fault("lost-standby-datacenter", Aim::SyncStandby, "A synchronous standby's datacenter is gone: power and lines at the same moment.", |i| {
-        i.isolate(i.target())?;
-        lose_power(i, &[i.target()])
-    })
+    fault(
+        "lost-standby-datacenter",
+        Aim::SyncStandby,
+        "A synchronous standby's datacenter is gone: power and lines at the same moment.",
+        |i| {
+            i.isolate(i.target())?;
+            lose_power(i, &[i.target()])
+        },
+    )
     .phases(ANY),
-    fault("two-datacenters-lost", Aim::Primary, "Primary and one standby lose power at once: nobody has a quorum until one is back.", |i| {
-        let other = i.others(i.target()).pop().context("nobody else")?;
-        lose_power(i, &[i.target(), other])
-    }),
+    fault(
+        "two-datacenters-lost",
+        Aim::Primary,
+        "Primary and one standby lose power at once: nobody has a quorum until one is back.",
+        |i| {
+            let other = i.others(i.target()).pop().context("nobody else")?;
+            lose_power(i, &[i.target(), other])
+        },
+    ),
     fault("both-standbys-lost", Aim::Primary, "Both standbys lose power at once: the primary must acknowledge nothing more.", |i| {
         let others = i.others(i.target());
         lose_power(i, &others)
@@ -44,33 +54,46 @@ pub(super) const FAULTS: &[Fault] = &[
         lose_power(i, &all)
     })
     .phases(ANY),
-    fault("everybody-loses-power-and-returns-in-turn", Aim::Everyone, "All three lose power within 50 ms; they return one at a time, in any order.", |i| {
-        const APART: (u64, u64) = (500, 6_000);
-        let mut order = i.all_targets();
-        order.shuffle(&mut i.rng);
-        let pauses: Vec<Duration> = order.iter().map(|_| Duration::from_millis(i.rng.random_range(APART.0..=APART.1))).collect();
-        // Healed backwards: the first in the list is the last to return.
-        lose_power_and_return(i, &order, &pauses)
-    })
+    fault(
+        "everybody-loses-power-and-returns-in-turn",
+        Aim::Everyone,
+        "All three lose power within 50 ms; they return one at a time, in any order.",
+        |i| {
+            const APART: (u64, u64) = (500, 6_000);
+            let mut order = i.all_targets();
+            order.shuffle(&mut i.rng);
+            let pauses: Vec<Duration> = order.iter().map(|_| Duration::from_millis(i.rng.random_range(APART.0..=APART.1))).collect();
+            // Healed backwards: the first in the list is the last to return.
+            lose_power_and_return(i, &order, &pauses)
+        },
+    )
     .hold(2, 10),
     fault("everybody-freezes", Aim::Everyone, "All three datacenters freeze longer than any lease, and wake together.", |i| {
         i.all_targets().into_iter().try_for_each(|target| process::freeze(i, target))
     })
     .hold(4, 15),
-    fault("cascade", Aim::Primary, "The primary is killed; two seconds later the next one freezes; two seconds later the lines are cut.", |i| {
-        const APART: Duration = Duration::from_secs(2);
-        process::kill_all(i, i.target())?;
-        std::thread::sleep(APART);
-        let next = i.others(i.target()).pop().context("nobody else")?;
-        process::freeze(i, next)?;
-        std::thread::sleep(APART);
-        let last = i.others(i.target()).into_iter().next().context("nobody else")?;
-        i.both_ways(last, next, |link| link.cut = true)
-    })
+    fault(
+        "cascade",
+        Aim::Primary,
+        "The primary is killed; two seconds later the next one freezes; two seconds later the lines are cut.",
+        |i| {
+            const APART: Duration = Duration::from_secs(2);
+            process::kill_all(i, i.target())?;
+            std::thread::sleep(APART);
+            let next = i.others(i.target()).pop().context("nobody else")?;
+            process::freeze(i, next)?;
+            std::thread::sleep(APART);
+            let last = i.others(i.target()).into_iter().next().context("nobody else")?;
+            i.both_ways(last, next, |link| link.cut = true)
+        },
+    )
     .hold(4, 12),
-    fault("two-at-once", Aim::Everyone, "Two faults of the catalogue, chosen by the seed, at the same moment.", |i| swarm(i, 2)).hold(8, 25),
-    fault("three-at-once", Aim::Everyone, "Three faults of the catalogue, chosen by the seed, at the same moment.", |i| swarm(i, 3)).hold(8, 25),
-    fault("four-at-once", Aim::Everyone, "Four faults of the catalogue, chosen by the seed, at the same moment.", |i| swarm(i, 4)).hold(8, 25),
+    fault("two-at-once", Aim::Everyone, "Two faults of the catalogue, chosen by the seed, at the same moment.", |i| swarm(i, 2))
+        .hold(8, 25),
+    fault("three-at-once", Aim::Everyone, "Three faults of the catalogue, chosen by the seed, at the same moment.", |i| swarm(i, 3))
+        .hold(8, 25),
+    fault("four-at-once", Aim::Everyone, "Four faults of the catalogue, chosen by the seed, at the same moment.", |i| swarm(i, 4))
+        .hold(8, 25),
 ];
 
 fn lose_power<'a>(i: &mut Injected<'a>, targets: &[Target<'a>]) -> Result<()> {
@@ -101,7 +124,10 @@ fn lose_power_and_return<'a>(i: &mut Injected<'a>, targets: &[Target<'a>], pause
             .iter()
             .map(|target| std::thread::Builder::new().name("chaos-power".to_owned()).spawn_scoped(scope, || target.site.kill()))
             .collect();
-        kills.context("no thread to cut the power")?.into_iter().try_for_each(|kill| kill.join().unwrap_or_else(|_| bail!("a kill panicked")))
+        kills
+            .context("no thread to cut the power")?
+            .into_iter()
+            .try_for_each(|kill| kill.join().unwrap_or_else(|_| bail!("a kill panicked")))
     })?;
     let took = i.ctx.clock.now().since(began);
     // Known to be dead now; without this the cluster's own service manager would start them.
@@ -123,11 +149,11 @@ fn may_meet_others(fault: &Fault) -> bool {
 fn swarm(i: &mut Injected<'_>, count: usize) -> Result<()> {
     const TRIES: usize = 12;
     let has_disks = i.all_targets().iter().all(|t| t.site.disk().is_some());
-    let has_shim = super::shim::Shim::at(i.ctx.world.dir()).exists();
+    let has_clocks = i.all_targets().iter().all(|t| t.site.clock().is_some());
     let possible = |fault: &&Fault| match fault.needs {
         Needs::Nothing => true,
         Needs::Disks => has_disks,
-        Needs::Shim => has_shim,
+        Needs::Shim => has_clocks,
     };
     let all: Vec<&'static Fault> = super::catalogue().iter().filter(|f| may_meet_others(f)).filter(possible).collect();
     let mut chosen: Vec<&'static str> = Vec::new();

@@ -29,11 +29,14 @@ impl Volume {
         Volume { place: place.to_owned(), aside: aside.into(), image: image.to_owned(), mount: image.with_extension("mount") }
     }
 
-    /// Move the content onto a new file system of `mb` MB.
+    /// Move the content onto a new file system with little more room than it takes.
     ///
     /// # Errors
     /// No loop device, no mkfs, or the content does not fit.
-    pub fn take(&self, mb: u64) -> Result<()> {
+    pub fn take(&self) -> Result<()> {
+        // The journal of a small ext4 and its tables take some, and Postgres must be able to start.
+        const MORE_MB: u64 = 48;
+        let mb = megabytes(&self.place)? + MORE_MB;
         let file = fs::File::create(&self.image).with_context(|| format!("cannot create {}", self.image.display()))?;
         file.set_len(mb << 20).context("cannot size the volume")?;
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&self.image))?;
@@ -105,6 +108,15 @@ impl Volume {
         let _ = fs::remove_file(&self.image);
         Ok(())
     }
+}
+
+/// What a directory takes on its disk.
+fn megabytes(dir: &Path) -> Result<u64> {
+    let mut command = Command::new("du");
+    command.arg("-sm").arg(dir);
+    let said = crate::cluster::output_within(command, TOOL_LIMIT)?;
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    text.split_whitespace().next().and_then(|mb| mb.parse().ok()).with_context(|| format!("cannot measure {}", dir.display()))
 }
 
 /// A tool that must succeed.
