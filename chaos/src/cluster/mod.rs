@@ -117,6 +117,10 @@ impl Cluster {
         &*self.system
     }
 
+    pub fn shared_system(&self) -> Arc<dyn System> {
+        Arc::clone(&self.system)
+    }
+
     pub fn ports(&self) -> Ports {
         self.system.ports()
     }

@@ -100,6 +100,7 @@ impl Plan {
     }
 
     /// How many (fault, phase) there are.
+    #[cfg(test)]
     pub fn cards(&self) -> usize {
         self.cards.len()
     }

@@ -8,14 +8,13 @@ use super::plan::Plan;
 use super::settings::Settings;
 use super::step::{Done, Stage};
 use super::voice::Voice;
-use super::verdicts::{self, Cause};
+use super::verdicts::{self, Cause, Seen};
 use super::watch::Watch;
 use super::{clients, logs, versions};
 use crate::cluster::Cluster;
 use crate::record::{At, Record, RunClock, Verdict};
 use crate::world::{Interrupts, World};
 use crate::workload::history::{Fate, Histories};
-use crate::fault::Shim;
 use crate::{check, fault};
 use anyhow::{Context as _, Result};
 use std::path::PathBuf;
@@ -65,11 +64,7 @@ pub fn run(settings: &Settings, interrupts: &Interrupts, voice: &Voice) -> Resul
 
 fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record: &mut Record, voice: &Voice) -> Result<()> {
     voice.note(pace.clock, "starting the cluster");
-    let mut options = settings.cluster();
-    if settings.clocks {
-        options.environment.extend(Shim::build(world.dir(), world.sites())?.environment());
-    }
-    let mut cluster = match Cluster::start(world, &options) {
+    let mut cluster = match Cluster::start(world, &settings.cluster()) {
         Ok(cluster) => cluster,
         Err(error) => {
             logs::collect(world, None, &settings.out);
@@ -99,12 +94,12 @@ fn with_cluster(settings: &Settings, world: &World, cluster: &Cluster, plan: Pla
     voice.note(pace.clock, "the last reads");
     let mut histories = running.stop()?;
     histories.commands.extend(clients::given(cluster));
-    record.primaries = watch.stop();
+    let (reigns, turns) = watch.stop();
     let mut acknowledged: Vec<At> = histories.writes().filter(|a| a.fate == Fate::Done).map(|a| a.to).collect();
     acknowledged.sort_unstable();
-    for done in &mut steps {
-        verdicts::measure(done, &acknowledged, pace.now());
-    }
+    let seen = Seen { acknowledged: &acknowledged, reigns: &reigns, turns: &turns, end: pace.now() };
+    steps.iter_mut().for_each(|done| verdicts::measure(done, &seen));
+    record.primaries = reigns;
     record.samples = histories.samples.clone();
     record.outages = histories.outages.clone();
     record.faults = steps.iter().flat_map(|s| s.records.iter().cloned()).collect();
