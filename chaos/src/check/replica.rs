@@ -32,13 +32,16 @@ pub fn check(histories: &Histories, end: &Final, least: Least) -> Verdict {
     {
         case.count(name, seen(door));
     }
-    let mut lost = 0;
-    for glimpse in &histories.glimpses {
+    let (mut lost, mut lost_direct) = (0, 0);
+    // What a proxy served is the worse: of witnesses of equal length the first is shown.
+    let (direct, proxied): (Vec<&Glimpse>, Vec<&Glimpse>) = histories.glimpses.iter().partition(|g| g.origin.door == Door::Direct);
+    for glimpse in proxied.into_iter().chain(direct) {
         for id in &glimpse.ids {
             let missing = nodes.iter().find(|(_, set)| !set.contains(id));
             let was_refused = sent.get(id).is_some_and(|add| add.attempt.fate == Fate::Refused);
             if let Some((node, _)) = missing {
                 lost += 1;
+                lost_direct += usize::from(glimpse.origin.door == Door::Direct);
                 case.violate(story(histories, glimpse, sent.get(id).copied(), format!("row {id} was seen and is not on {node}")));
             } else if was_refused {
                 case.violate(story(histories, glimpse, sent.get(id).copied(), format!("row {id} was seen although it was refused")));
@@ -46,7 +49,8 @@ pub fn check(histories: &Histories, end: &Final, least: Least) -> Verdict {
         }
     }
     case.count("seen_and_lost", lost);
-    case.close(format!("{total} rows seen, {lost} of them lost"))
+    case.count("seen_and_lost_without_a_proxy", lost_direct);
+    case.close(format!("{total} rows seen, {} lost that a proxy had shown, {lost_direct} that PostgreSQL itself had", lost - lost_direct))
 }
 
 fn story(histories: &Histories, glimpse: &Glimpse, add: Option<&Add>, first: String) -> Vec<String> {

@@ -33,7 +33,6 @@ use crate::record::{At, RunClock};
 use crate::world::{Site, World};
 use anyhow::{Context as _, Result, bail};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::process::{Child, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
@@ -85,7 +84,7 @@ impl Cluster {
     /// # Errors
     /// The program is missing or refuses, or the cluster is not whole in time: what it waits for, and where its logs are.
     pub fn start(world: &World, options: &Options) -> Result<Cluster> {
-        Cluster::start_system(world, Arc::new(Trilithon::new(options.clone(), &folder(world)?)?))
+        Cluster::start_system(world, Arc::new(Trilithon::new(options.clone(), world.dir())?))
     }
 
     /// The same for any system.
@@ -344,10 +343,4 @@ impl Cluster {
             node.kill_all();
         }
     }
-}
-
-/// The world's own folder, as its datacenters' logs show it.
-fn folder(world: &World) -> Result<PathBuf> {
-    let logs = world.sites().first().context("a world without datacenters")?.logs();
-    Ok(logs.ancestors().nth(2).context("a world at the root of the file system")?.to_owned())
 }

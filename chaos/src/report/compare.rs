@@ -89,7 +89,7 @@ fn totals_table(records: &[(&str, &Record)]) -> String {
         }
         rows += "</tr>\n";
     }
-    format!("<div class=\"scroll\"><table>{}<tbody>{rows}</tbody></table></div>\n", head("", records))
+    format!("<div class=\"scroll\"><table class=\"plain\">{}<tbody>{rows}</tbody></table></div>\n", head("", records))
 }
 
 fn head(first: &str, records: &[(&str, &Record)]) -> String {

@@ -8,9 +8,12 @@ use super::text::{clipped, escape, millis};
 use crate::record::Record;
 use std::collections::BTreeMap;
 
-const WIDTH: f64 = 860.0;
+/// Near what a phone shows, so that texts stay readable there; a wide screen enlarges it.
+const WIDTH: f64 = 480.0;
 /// Height of one record's line within a kind's row.
 const LINE: f64 = 13.0;
+/// Height of a name above its lines.
+const NAME: f64 = 16.0;
 const PEERS: usize = 6;
 
 /// The colour of the record at `index`, as CSS.
@@ -45,20 +48,20 @@ pub fn kinds_side_by_side<'a>(records: &[(&str, &'a Record)]) -> Vec<(&'a str, V
 pub fn outages(records: &[(&str, &Record)]) -> Option<String> {
     let kinds = kinds_side_by_side(records);
     let longest = kinds.iter().flat_map(|(_, spreads)| spreads).flatten().map(|spread| spread.max).max()?;
-    let row = LINE * records.len() as f64 + 9.0;
+    let row = NAME + LINE * records.len() as f64 + 6.0;
     let bottom = outages::TOP + row * kinds.len() as f64;
-    let (axis, grid) = outages::frame(longest, (200.0, WIDTH - 90.0), (outages::TOP - 4.0, bottom));
+    let (axis, grid) = outages::frame(longest, (28.0, WIDTH - 70.0), (outages::TOP - 4.0, bottom));
     let mut drawn = String::new();
-    for (i, (name, spreads)) in kinds.iter().enumerate() {
+    for (i, (name, _)) in kinds.iter().enumerate() {
         let top = outages::TOP + i as f64 * row;
         if i % 2 == 0 {
             drawn += &svg::rect(Area { x: 0.0, y: top, w: WIDTH, h: row }, "faint", "");
         }
-        drawn += &svg::text(190.0, top + row / 2.0 + 4.0, "label end strong", &clipped(name, 29));
+        drawn += &svg::text(5.0, top + 12.0, "label strong", &clipped(name, 60));
     }
     drawn += &grid;
     for (i, (name, spreads)) in kinds.iter().enumerate() {
-        let top = outages::TOP + i as f64 * row + 4.5;
+        let top = outages::TOP + i as f64 * row + NAME;
         for (peer, spread) in spreads.iter().enumerate() {
             let Some(spread) = spread else { continue };
             drawn += &range(peer, records[peer].0, name, *spread, &axis, top + (peer as f64 + 0.5) * LINE);
@@ -93,23 +96,22 @@ pub fn errors(records: &[(&str, &Record)]) -> Option<String> {
     if rates.iter().all(Option::is_none) {
         return None;
     }
-    let axis = Axis::linear((0.0, round_up(most)), (200.0, WIDTH - 90.0));
+    let axis = Axis::linear((0.0, round_up(most)), (5.0, WIDTH - 110.0));
     let mut drawn = String::new();
     for (i, ((label, _), rates)) in records.iter().zip(&rates).enumerate() {
-        let top = 6.0 + i as f64 * 40.0;
-        drawn += &svg::text(190.0, top + 18.0, "label end strong", &clipped(label, 29));
+        let top = 20.0 + i as f64 * 54.0;
+        drawn += &svg::text(5.0, top - 6.0, "label strong", &clipped(label, 60));
         let Some((refused, unknown)) = rates else {
-            drawn += &svg::text(200.0, top + 18.0, "label", "nothing acknowledged");
+            drawn += &svg::text(5.0, top + 10.0, "label", "nothing acknowledged");
             continue;
         };
         for (y, name, value, class) in [(top, "refused", *refused, "refused"), (top + 15.0, "unknown", *unknown, "unknown")] {
-            let w = axis.at(value) - 200.0;
-            drawn += &svg::rect(Area { x: 200.0, y, w: w.max(1.0), h: 12.0 }, class, "");
-            drawn += &svg::text(206.0 + w, y + 10.0, "label", &format!("{value:.1} {name}"));
+            let w = axis.at(value) - 5.0;
+            drawn += &svg::rect(Area { x: 5.0, y, w: w.max(1.0), h: 12.0 }, class, "");
+            drawn += &svg::text(12.0 + w, y + 10.0, "label", &format!("{value:.1} {name}"));
         }
     }
-    let bottom = 6.0 + records.len() as f64 * 40.0;
-    drawn += &svg::line((200.0, 0.0), (200.0, bottom - 6.0), "base");
+    let bottom = 6.0 + records.len() as f64 * 54.0;
     Some(svg::picture(WIDTH, bottom, "Errors per 10,000 acknowledged writes", &drawn))
 }
 

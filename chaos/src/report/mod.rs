@@ -9,9 +9,12 @@
 //! proofs, witnesses) goes through [`text::escape`] on its way into markup.
 //! Deliberately absent: scripts and external resources in what is written, and figures from faults that did not take hold.
 
+#![expect(dead_code, unused_imports, reason = "used once run joins the parts")]
+
 mod compare;
 mod compare_charts;
 mod files;
+mod markdown;
 mod outages;
 mod outcome;
 mod page;
@@ -30,6 +33,7 @@ mod timeline_charts;
 
 pub use compare::comparison;
 pub use files::{Written, from_json, read, to_json, write};
+pub use markdown::markdown;
 pub use outcome::{Judgement, judge};
 pub use page::page;
 pub use shape::shape_of_failover;

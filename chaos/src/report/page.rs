@@ -20,11 +20,12 @@ pub fn page(record: &Record) -> String {
     body += &section("Checkers", "", &tables::verdicts(record));
     if let (Some(by_kind), Some(by_phase)) = (outages::by_kind(record), outages::by_phase(record)) {
         let about = "Longest time without an acknowledged write that overlaps the fault or its mending. Each dot is a fault; the tick is the median.";
-        let histogram = format!("<h3>By length, coloured by the phase that was hit</h3>\n{}", small(&by_phase));
-        body += &section("Outages", about, &(small(&by_kind) + &histogram));
-    }
-    if let Some(shape) = shape_of_failover(record) {
-        body += &section("Shape of a failover", "What the time is spent on.", &small(&shape));
+        let mut beside = format!("<h3>By length, coloured by the phase that was hit</h3>\n{}", fit(&by_phase));
+        if let Some(shape) = shape_of_failover(record) {
+            beside += &format!("<h3>Shape of a failover: what the time is spent on</h3>\n{}", fit(&shape));
+        }
+        let kinds = format!("<h3>By kind of fault</h3>\n{}", fit(&by_kind));
+        body += &section("Outages", about, &format!("<div class=\"halves\"><div>{kinds}</div><div>{beside}</div></div>\n"));
     }
     let by_kind = format!("<details><summary>Figures by kind</summary>{}</details>\n", tables::kinds(record));
     body += &section("Faults", "", &(by_kind + &tables::faults(record)));
@@ -98,6 +99,11 @@ pub fn small(picture: &str) -> String {
     format!("<div class=\"picture small\" tabindex=\"0\">{picture}</div>\n")
 }
 
+/// A picture as wide as a phone.
+fn fit(picture: &str) -> String {
+    format!("<div class=\"picture fit\">{picture}</div>\n")
+}
+
 /// A picture that may be scrolled sideways on a narrow screen.
 pub fn wide(picture: &str) -> String {
     format!("<div class=\"picture\" tabindex=\"0\">{picture}</div>\n")
@@ -150,5 +156,6 @@ mod tests {
         }
         std::fs::write(dir.join("compared.html"), crate::report::comparison(&compared)).unwrap();
         std::fs::write(dir.join("timeline.svg"), crate::report::picture(&passed)).unwrap();
+        std::fs::write(dir.join("summary.txt"), crate::report::summary(&sample::failed())).unwrap();
     }
 }

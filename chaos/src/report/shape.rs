@@ -8,7 +8,7 @@ use super::svg::{self, Area};
 use super::text::{millis, millis_between, plural};
 use crate::record::{At, FaultRecord, Record, Steps};
 
-const WIDTH: f64 = 900.0;
+const WIDTH: f64 = 440.0;
 const COLUMNS: usize = 16;
 const INTERVALS: [(&str, &str); 4] =
     [("notice", "fault → noticed"), ("elect", "noticed → elected"), ("promote", "elected → promoted"), ("serve", "promoted → first write")];
@@ -23,15 +23,15 @@ pub fn shape_of_failover(record: &Record) -> Option<String> {
     }
     let spreads: Vec<Option<Spread>> = by_interval.iter().map(|values| Spread::of(values.iter().copied())).collect();
     let mut drawn = medians(&spreads);
-    let width = (WIDTH - 3.0 * 18.0) / 4.0;
+    let width = (WIDTH - 24.0) / 2.0;
     // One axis for all four: they are there to be compared.
     let longest = round_up(spreads.iter().flatten().map(|spread| spread.max).max().unwrap_or(0) as f64);
     for (i, values) in by_interval.iter().enumerate() {
-        let area = Area { x: i as f64 * (width + 18.0), y: 92.0, w: width, h: 80.0 };
+        let area = Area { x: (i % 2) as f64 * (width + 24.0), y: 92.0 + (i / 2) as f64 * 136.0, w: width, h: 70.0 };
         drawn += &histogram(i, values, spreads[i], longest, area);
     }
     let label = format!("Steps of {}", plural(all.len(), "failover"));
-    Some(svg::picture(WIDTH, 196.0, &label, &drawn))
+    Some(svg::picture(WIDTH, 320.0, &label, &drawn))
 }
 
 fn intervals(fault: &FaultRecord, steps: Steps) -> [Option<u64>; 4] {

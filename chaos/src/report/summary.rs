@@ -2,7 +2,7 @@
 
 use super::outcome::{judge, word};
 use super::stats::{self, Kind, Spread};
-use super::text::{clipped, count, millis_or_dash, plural, whole_instant};
+use super::text::{clipped, count, flat, millis_or_dash, plural, whole_instant};
 use crate::record::{Outcome, Record};
 use anstyle::{AnsiColor, Style};
 
@@ -34,7 +34,7 @@ pub fn summary(record: &Record) -> String {
         count(totals.unknown)
     );
     if judgement.outcome != Outcome::Passed {
-        text.extend(judgement.reasons.iter().map(|reason| format!("  {style}·{style:#} {reason}\n")));
+        text.extend(judgement.reasons.iter().map(|reason| format!("  {style}·{style:#} {}\n", flat(reason))));
     }
     text += &checkers(record);
     text += &faults(record);
@@ -51,8 +51,13 @@ fn checkers(record: &Record) -> String {
     let mut text = format!("\n{BOLD}checkers{BOLD:#}\n");
     for verdict in &record.verdicts {
         let style = style_of(verdict.outcome);
-        text += &format!("  {style}{:<12}{style:#}  {:<16} {}\n", word(verdict.outcome), clipped(&verdict.checker, 16), verdict.summary);
-        text.extend(verdict.witness.iter().map(|line| format!("      {DIM}│{DIM:#} {line}\n")));
+        text += &format!(
+            "  {style}{:<12}{style:#}  {:<16} {}\n",
+            word(verdict.outcome),
+            clipped(&flat(&verdict.checker), 16),
+            flat(&verdict.summary)
+        );
+        text.extend(verdict.witness.iter().map(|line| format!("      {DIM}│{DIM:#} {}\n", flat(line))));
     }
     text
 }
@@ -80,7 +85,7 @@ fn row(name: &str, kind: &Kind) -> String {
     let style = if kind.held < kind.injected { style_of(Outcome::Inconclusive) } else { Style::new() };
     format!(
         "{:<NAME$} {style}{held}{style:#} {:>10} {:>10} {:>10} {:>13} {:>14}\n",
-        clipped(name, NAME),
+        clipped(&flat(name), NAME),
         of(kind.outage, |spread| spread.p50),
         of(kind.outage, |spread| spread.p99),
         of(kind.outage, |spread| spread.max),

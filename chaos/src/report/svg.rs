@@ -71,16 +71,19 @@ const HATCHES: &str = r#"<defs>
 </defs>
 "#;
 
-/// Coloured squares with names, from `x` to the right; the second part is a class.
-pub fn legend(x: f64, y: f64, entries: &[(String, String)]) -> String {
-    let mut left = x;
+/// Coloured squares with names in lines `across`, the first at `y`, and where they end; the second part of an entry is a class.
+pub fn legend(across: (f64, f64), mut y: f64, entries: &[(String, String)]) -> (String, f64) {
+    let mut left = across.0;
     let mut drawn = String::new();
     for (name, class) in entries {
+        if left > across.0 && left + 15.0 + text_width(name) > across.1 {
+            (left, y) = (across.0, y + 17.0);
+        }
         drawn += &rect(Area { x: left, y: y - 9.0, w: 10.0, h: 10.0 }, class, "");
         drawn += &text(left + 15.0, y, "label", name);
         left += 15.0 + text_width(name) + 18.0;
     }
-    drawn
+    (drawn, y + 8.0)
 }
 
 /// About how wide `text` is drawn in the labels' size (11 px); a little generous, so that labels do not touch.

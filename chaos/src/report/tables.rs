@@ -37,12 +37,12 @@ pub fn faults(record: &Record) -> String {
         rows += &cell("#", "number", &number.to_string());
         rows += &cell("at", "number", &instant(fault.from));
         rows += &cell("fault", "name", &escape(&fault.name));
-        rows += &cell("aim", "", &escape(&fault.aim));
+        rows += &cell("aim", "wide", &escape(&fault.aim));
         rows += &cell("phase", "", &escape(&fault.phase));
         rows += &cell("lasted", "number", &millis(millis_between(fault.from, fault.to)));
         rows += &cell("outage", "number", &millis_or_dash(fault.outage_ms));
-        rows += &cell("heal → writable", "number", &millis_or_dash(fault.writable_after_heal_ms));
-        rows += &cell("heal → redundant", "number", &millis_or_dash(fault.redundant_after_heal_ms));
+        rows += &cell("heal → writable", "number wide", &millis_or_dash(fault.writable_after_heal_ms));
+        rows += &cell("heal → redundant", "number wide", &millis_or_dash(fault.redundant_after_heal_ms));
         rows += &cell("proof", "proof", &proof);
         rows += "</tr>\n";
     }
@@ -69,8 +69,8 @@ pub fn kinds(record: &Record) -> String {
         rows += &cell("outage p50", "number", &of(kind.outage, |spread| spread.p50));
         rows += &cell("p99", "number", &of(kind.outage, |spread| spread.p99));
         rows += &cell("max", "number", &of(kind.outage, |spread| spread.max));
-        rows += &cell("heal → writable p99", "number", &of(kind.writable, |spread| spread.p99));
-        rows += &cell("heal → redundant p99", "number", &of(kind.redundant, |spread| spread.p99));
+        rows += &cell("heal → writable p99", "number wide", &of(kind.writable, |spread| spread.p99));
+        rows += &cell("heal → redundant p99", "number wide", &of(kind.redundant, |spread| spread.p99));
         rows += "</tr>\n";
     }
     format!("<div class=\"scroll\"><table>{}<tbody>{rows}</tbody></table></div>\n", head(&columns))

@@ -3,7 +3,7 @@
 //! What is drawn is pure ([`line`], [`status_line`]); [`Terminal`] only writes it. Without a terminal (CI, a pipe) there are no
 //! colours and no redrawing, and the status is a line of its own now and then, so that a log shows that the run lives.
 
-use super::text::{clipped, count, instant, millis, whole_instant};
+use super::text::{clipped, count, flat, instant, millis, whole_instant};
 use crate::record::At;
 use anstyle::{AnsiColor, Style};
 use std::io::{IsTerminal, Write};
@@ -104,17 +104,12 @@ fn parts(event: &Event) -> (&'static str, Style, String, String) {
         }
         Event::Outage { lasted } => ("outage", red, duration(lasted), String::new()),
         Event::Violation { checker, summary } => ("VIOLATION", red.bold(), checker.to_owned(), summary.to_owned()),
-        Event::Note(text) => return ("note", DIM, String::new(), text.to_owned()),
+        Event::Note(text) => ("note", DIM, String::new(), text.to_owned()),
     }
 }
 
 fn duration(duration: Duration) -> String {
     millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// On one line, and without control characters, which could move the cursor.
-fn flat(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// The status as one line without its end.

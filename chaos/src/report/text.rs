@@ -64,7 +64,7 @@ pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut grouped = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             grouped.push(',');
         }
         grouped.push(digit);
@@ -75,6 +75,11 @@ pub fn count(n: u64) -> String {
 /// `1 fault`, `2 faults`.
 pub fn plural(n: usize, one: &str) -> String {
     format!("{} {one}{}", count(n as u64), if n == 1 { "" } else { "s" })
+}
+
+/// On one line, and without control characters, which could move a terminal's cursor.
+pub fn flat(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// At most `chars` characters, the last an ellipsis where some were left off.

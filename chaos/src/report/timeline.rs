@@ -64,9 +64,9 @@ pub fn timeline(record: &Record) -> String {
         drawn += &content;
         y = bottom + 22.0;
     }
-    drawn += &legend(&sites, y);
+    let (legend, bottom) = legend(&sites, y);
     let label = format!("Timeline of the run: {} faults over {}", record.faults.len(), whole_instant(end));
-    svg::picture(WIDTH, y + 12.0, &label, &drawn)
+    svg::picture(WIDTH, bottom, &label, &(drawn + &legend))
 }
 
 /// Microseconds in a strip: the whole run up to a quarter of an hour, else a round length.
@@ -237,14 +237,14 @@ fn time_marks(strip: &Strip, top: f64, bottom: f64) -> String {
     drawn
 }
 
-fn legend(sites: &[&str], y: f64) -> String {
+fn legend(sites: &[&str], y: f64) -> (String, f64) {
     let mut entries: Vec<(String, String)> =
         sites.iter().enumerate().map(|(i, site)| (clipped(site, 20), format!("site{}", i % 6))).collect();
     let marks = [("fault", "fault"), ("fault that did not take hold", "fault missed"), ("no write acknowledged", "outage")];
     entries.extend(marks.map(|(name, class)| (name.to_owned(), class.to_owned())));
     let errors = [("refused", "refused"), ("outcome unknown", "unknown"), ("p50", "p50-fill"), ("p99", "p99-fill")];
     entries.extend(errors.map(|(name, class)| (name.to_owned(), class.to_owned())));
-    svg::legend(PLOT.0, y, &entries)
+    svg::legend(PLOT, y, &entries)
 }
 
 #[cfg(test)]

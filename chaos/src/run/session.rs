@@ -15,6 +15,7 @@ use crate::cluster::Cluster;
 use crate::record::{At, Record, RunClock, Verdict};
 use crate::world::{Interrupts, World};
 use crate::workload::history::{Fate, Histories};
+use crate::fault::Shim;
 use crate::{check, fault};
 use anyhow::{Context as _, Result};
 use std::path::PathBuf;
@@ -64,7 +65,11 @@ pub fn run(settings: &Settings, interrupts: &Interrupts, voice: &Voice) -> Resul
 
 fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record: &mut Record, voice: &Voice) -> Result<()> {
     voice.note(pace.clock, "starting the cluster");
-    let mut cluster = match Cluster::start(world, &settings.cluster()) {
+    let mut options = settings.cluster();
+    if settings.clocks {
+        options.environment.extend(Shim::build(world.dir(), world.sites())?.environment());
+    }
+    let mut cluster = match Cluster::start(world, &options) {
         Ok(cluster) => cluster,
         Err(error) => {
             logs::collect(world, None, &settings.out);

@@ -69,6 +69,8 @@ pub struct Final {
     pub versions: Vec<VersionStep>,
     /// `None`: nobody asked.
     pub changes: Option<Vec<PrimaryChange>>,
+    /// Changes up to this epoch were before the run: of a cluster that is not new.
+    pub since_epoch: u64,
     /// `None`: nobody asked.
     pub is_paused: Option<bool>,
 }

@@ -13,9 +13,10 @@ use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
-/// A datacenter: where processes start, and how all of them stop at once.
-#[derive(Debug)]
+/// A datacenter: where processes start, and how all of them stop at once. Clones are the same datacenter.
+#[derive(Clone, Debug)]
 pub struct Site {
     pub(super) name: String,
     pub(super) index: usize,
@@ -25,9 +26,9 @@ pub struct Site {
     pub(super) namespace: Namespace,
     pub(super) cgroup: Cgroup,
     pub(super) limits: Limits,
-    pub(super) disk: Option<Disk>,
-    pub(super) clock: Option<SiteClock>,
-    pub(super) runtime: SiteRuntime,
+    pub(super) disk: Option<Arc<Disk>>,
+    pub(super) clock: Option<Arc<SiteClock>>,
+    pub(super) runtime: Arc<SiteRuntime>,
 }
 
 impl Site {
@@ -144,13 +145,13 @@ impl Site {
     /// Its disk; `None` in a world without.
     #[must_use]
     pub fn disk(&self) -> Option<&Disk> {
-        self.disk.as_ref()
+        self.disk.as_deref()
     }
 
     /// The clocks of its processes; `None` in a world without.
     #[must_use]
     pub fn clock(&self) -> Option<&SiteClock> {
-        self.clock.as_ref()
+        self.clock.as_deref()
     }
 
     /// Every process of the datacenter.

@@ -19,6 +19,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub struct Spec {
 pub struct World {
     sites: Vec<Site>,
     wan: Wan,
+    /// The world's folder.
+    dir: PathBuf,
     manifest: Manifest,
     router: Option<Router>,
     /// They end when their file systems are unmounted.
@@ -92,7 +95,7 @@ impl World {
         let mut manifest = Manifest::create(&dir, &spec.name)?;
         match build(spec, &dir, &mut manifest) {
             Ok(Built { sites, wan, router, disk_threads }) => {
-                Ok(World { sites, wan, manifest, router: Some(router), disk_threads, is_down: false })
+                Ok(World { sites, wan, dir, manifest, router: Some(router), disk_threads, is_down: false })
             }
             Err(error) => {
                 if let Err(left) = manifest.undo() {
@@ -137,6 +140,12 @@ impl World {
     #[must_use]
     pub fn site(&self, name: &str) -> Option<&Site> {
         self.sites.iter().find(|site| site.name() == name)
+    }
+
+    /// The world's folder, on this machine's own disk.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The lines between the datacenters.
@@ -205,11 +214,11 @@ fn build(spec: &Spec, dir: &Path, manifest: &mut Manifest) -> Result<Built> {
         if spec.disks {
             let (disk, thread) = Disk::create(&site.name, &dir.join(&site.name), manifest).with_context(what)?;
             site.dir = disk.data();
-            site.disk = Some(disk);
+            site.disk = Some(Arc::new(disk));
             disk_threads.push(thread);
         }
         if spec.clocks {
-            site.clock = Some(SiteClock::create(&library, &dir.join(&site.name).join("clock"))?);
+            site.clock = Some(Arc::new(SiteClock::create(&library, &dir.join(&site.name).join("clock"))?));
         }
         sites.push(site);
         tuns.push(tun);
@@ -258,6 +267,7 @@ fn site(index: usize, dir: &Path, cgroups: &Path, manifest: &mut Manifest) -> Re
     let tun = namespace.open_tun(address, NETWORK, MTU)?;
 
     let runtime = SiteRuntime::start(&name, namespace.clone())?;
+    let runtime = Arc::new(runtime);
     Ok((Site { name, index, address, dir: data, logs, namespace, cgroup, limits, disk: None, clock: None, runtime }, tun))
 }
 
