@@ -84,6 +84,10 @@ pub(super) const FAULTS: &[Fault] = &[
     })
     .destroys(),
     fault("data-directory-vanishes", Aim::Primary, "The primary's data directory is moved away while its Postgres runs.", vanish)
+        .hold(65, 80)
+        .known(
+            "new connections are refused and nobody is elected until Postgres misses its own lock file, which it looks for once a minute",
+        )
         .destroys(),
     fault("rewind-killed", Aim::Primary, "A primary that left the history returns, and its pg_rewind is killed midway.", |i| {
         diverge(i, i.target())?;
@@ -225,6 +229,7 @@ fn past<'a>(i: &mut Injected<'a>, target: Target<'a>, part: Part) -> Result<()> 
     run(Command::new("cp").arg("-a").arg(&place).arg(&copy))?;
     target.start()?;
     i.ctx.cluster.until_redundant(Duration::from_secs(60))?;
+    another_term(i, target)?;
     std::thread::sleep(MEANWHILE);
     target.node.kill_all();
     empty(place.clone())?;
@@ -232,6 +237,26 @@ fn past<'a>(i: &mut Injected<'a>, target: Target<'a>, part: Part) -> Result<()> 
     fs::rename(&copy, &place).with_context(|| format!("cannot put back {}", place.display()))?;
     i.proved(format!("{} is {} s old", place.display(), MEANWHILE.as_secs()));
     return_to(i, target, place, &["damaged", "promise", "reverted"])
+}
+
+/// Have the members vote, so that `target` has a vote to forget: with one of three away nobody is elected without it.
+fn another_term<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
+    let status = i.ctx.cluster.status()?;
+    let leader = super::aim::leader(&status).filter(|leader| leader != target.name());
+    let away = match leader {
+        Some(leader) => super::aim::named(i.ctx, &leader)?,
+        None => i.others(target).pop().context("nobody else")?,
+    };
+    i.undo(format!("start {}", away.name()), move || away.start());
+    away.node.kill_node();
+    let cluster = i.ctx.cluster;
+    let elected = i.wait("another consensus leader", Duration::from_secs(15), || {
+        super::aim::leader(&cluster.status().ok()?).filter(|leader| leader != away.name())
+    })?;
+    away.start()?;
+    cluster.until_redundant(Duration::from_secs(60))?;
+    i.proved(format!("{} voted for {elected} meanwhile", target.name()));
+    Ok(())
 }
 
 /// Remove what is in `dir`, and leave it.
@@ -298,12 +323,12 @@ fn spoil_heap<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
 fn vanish(i: &mut Injected<'_>) -> Result<()> {
     let target = i.target();
     let (place, away) = (target.pgdata(), target.data_dir().join("vanished"));
-    let log = Tail::of(target.node_log());
+    let log = Tail::of(target.postgres_log());
     let removing = away.clone();
     i.undo("remove what vanished", move || fs::remove_dir_all(&removing).context("cannot remove it"));
     fs::rename(&place, &away).with_context(|| format!("cannot move {} away", place.display()))?;
     i.prove(format!("{} without its data directory", target.name()), move || {
-        log.line(&["No such file", "not exist", "vanished", "gone", "absent", "Absent"]).map(|line| format!("{}: {line}", target.name()))
+        log.line(&["lock file", "could not open file"]).map(|line| format!("{}: {line}", target.name()))
     });
     Ok(())
 }

@@ -243,6 +243,14 @@ fn hang<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
     Ok(())
 }
 
+/// The blocks that were lost.
+pub(super) fn lose_power(target: Target<'_>, torn: Option<u64>) -> Result<u64> {
+    let lost = target.site.power_loss(torn)?;
+    // What is dead already: this tells the cluster that it is so on purpose, so that it starts nobody.
+    target.node.kill_all();
+    Ok(lost)
+}
+
 /// Also of several at once, by [`super::together`]; without a fault-injecting disk nothing but the processes is lost.
 pub(super) fn power_loss<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
     let disk = disk(target)?;
@@ -250,8 +258,7 @@ pub(super) fn power_loss<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result
         disk.remount()?;
         target.start()
     });
-    let lost = disk.crash()?;
-    target.node.kill_all();
+    let lost = lose_power(target, None)?;
     i.proved(format!("{} lost power, and {lost} unflushed blocks with it", target.name()));
     Ok(())
 }
@@ -262,8 +269,7 @@ fn torn<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
         disk.remount()?;
         target.start()
     });
-    let torn = disk.crash_torn(i.rng.random())?;
-    target.node.kill_all();
+    let torn = lose_power(target, Some(i.rng.random()))?;
     i.proved(format!("{} lost power, and {torn} unflushed blocks were lost or torn", target.name()));
     Ok(())
 }

@@ -70,9 +70,8 @@ impl Ledger {
     pub fn close(self, ctx: &Ctx<'_>) -> Result<String> {
         self.stop.cancel();
         let acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let last = acknowledged.last().copied().unwrap_or_default();
         for target in aim::all(ctx) {
-            let ids = caught_up(ctx, target, last)?;
+            let ids = caught_up(ctx, target, &acknowledged)?;
             let there: BTreeSet<i64> = ids.iter().copied().collect();
             let lost: Vec<&i64> = acknowledged.difference(&there).collect();
             if !lost.is_empty() {
@@ -92,8 +91,8 @@ impl Ledger {
     }
 }
 
-/// What is on `target`, once it has replayed what was written last.
-fn caught_up(ctx: &Ctx<'_>, target: Target<'_>, last: i64) -> Result<Vec<i64>> {
+/// What is on `target`, once it has replayed what it should have.
+fn caught_up(ctx: &Ctx<'_>, target: Target<'_>, wanted: &BTreeSet<i64>) -> Result<Vec<i64>> {
     const LIMIT: Duration = Duration::from_secs(15);
     let end = ctx.clock.now().after(LIMIT);
     loop {
@@ -103,7 +102,7 @@ fn caught_up(ctx: &Ctx<'_>, target: Target<'_>, last: i64) -> Result<Vec<i64>> {
             numbers.collect()
         });
         match ids {
-            Ok(ids) if last == 0 || ids.contains(&last) || ctx.clock.now() > end => return Ok(ids),
+            Ok(ids) if wanted.is_subset(&ids.iter().copied().collect()) || ctx.clock.now() > end => return Ok(ids),
             Err(error) if ctx.clock.now() > end => return Err(error),
             Ok(_) | Err(_) => std::thread::sleep(Duration::from_millis(200)),
         }

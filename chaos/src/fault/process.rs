@@ -4,11 +4,10 @@ use super::aim::Target;
 use super::evidence::Tail;
 use super::injected::Injected;
 use super::kinds::{Aim, Family, Fault, Phase};
-use super::limits::{self, Limit};
+use super::limits;
 use super::procs::{Group, Kind, Process};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
-use std::rc::Rc;
 
 const fn fault(name: &'static str, aim: Aim, about: &'static str, inject: super::kinds::Inject) -> Fault {
     Fault::new(Family::Process, name, aim, about, inject)
@@ -220,14 +219,15 @@ pub(super) fn freeze<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()>
 }
 
 fn starve<'a>(i: &mut Injected<'a>, target: Target<'a>, share: f64) -> Result<()> {
-    let limit = Rc::new(Limit::cpu(&format!("{}-cpu", target.site.name()), &target.site.pids(), share)?);
-    let lifting = Rc::clone(&limit);
-    i.undo(format!("give {} its CPU back", target.name()), move || lifting.lift());
-    let throttled = move || limit.counter("cpu.stat", "nr_throttled").unwrap_or(0);
+    const STAT: (&str, &str) = ("cpu.stat", "nr_throttled");
+    let pid = target.process(Kind::Node)?.pid;
+    let throttled = move || limits::counter(pid, "cpu", STAT, STAT).unwrap_or(0);
+    i.undo(format!("give {} its CPU back", target.name()), move || target.site.limit_cpu(None));
     let before = throttled();
+    target.site.limit_cpu(Some(share))?;
     i.prove(format!("{} throttled", target.name()), move || {
         let times = throttled().saturating_sub(before);
-        (times > 20).then(|| format!("{} was throttled {times} times", target.name()))
+        (times > 20).then(|| format!("{} was throttled more than {times} times", target.name()))
     });
     Ok(())
 }
@@ -235,15 +235,16 @@ fn starve<'a>(i: &mut Injected<'a>, target: Target<'a>, share: f64) -> Result<()
 fn squeeze(i: &mut Injected<'_>) -> Result<()> {
     const BYTES: u64 = 96 << 20;
     let target = i.target();
-    let limit = Rc::new(Limit::memory(&format!("{}-memory", target.name()), &target.site.pids(), BYTES)?);
-    let lifting = Rc::clone(&limit);
-    i.undo(format!("give {} its memory back", target.name()), move || lifting.lift());
+    let pid = target.process(Kind::Node)?.pid;
+    let reached = move || limits::counter(pid, "memory", ("memory.events", "max"), ("memory.failcnt", ""));
+    i.undo(format!("give {} its memory back", target.name()), move || target.site.limit_memory(None));
+    let before = reached().unwrap_or(0);
+    target.site.limit_memory(Some(BYTES))?;
     // Something that needs memory, so that the limit is felt: a sort of more than fits.
     let sort = "SET work_mem = '512MB'; SELECT count(*) FROM (SELECT g FROM generate_series(1, 3000000) g ORDER BY md5(g::text)) s";
     super::sessions::run(i, target, sort, 2);
     i.prove(format!("{} out of memory", target.name()), move || {
-        let v1 = limit.counter("memory.failcnt", "");
-        let hits = v1.or_else(|| limit.counter("memory.events", "max")).unwrap_or(0);
+        let hits = reached()?.saturating_sub(before);
         (hits > 0).then(|| format!("{} reached its limit of memory {hits} times", target.name()))
     });
     Ok(())

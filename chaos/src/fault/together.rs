@@ -114,20 +114,16 @@ fn lose_power_and_return<'a>(i: &mut Injected<'a>, targets: &[Target<'a>], pause
         });
     }
     let began = i.ctx.clock.now();
-    // The disks first: what is written between the first disk's end and the last process's end is lost all the same.
-    let mut lost = 0;
-    for target in targets {
-        lost += target.site.disk().map_or(Ok(0), crate::world::Disk::crash)?;
-    }
-    std::thread::scope(|scope| {
-        let kills: Result<Vec<_>, std::io::Error> = targets
-            .iter()
-            .map(|target| std::thread::Builder::new().name("chaos-power".to_owned()).spawn_scoped(scope, || target.site.kill()))
-            .collect();
-        kills
-            .context("no thread to cut the power")?
+    let lost = std::thread::scope(|scope| {
+        let power = |target: &Target<'a>| {
+            let site = target.site;
+            std::thread::Builder::new().name("chaos-power".to_owned()).spawn_scoped(scope, move || site.power_loss(None))
+        };
+        let threads: Result<Vec<_>, std::io::Error> = targets.iter().map(power).collect();
+        let threads = threads.context("no thread to cut the power")?;
+        threads
             .into_iter()
-            .try_for_each(|kill| kill.join().unwrap_or_else(|_| bail!("a kill panicked")))
+            .try_fold(0, |lost, thread| Ok::<u64, anyhow::Error>(lost + thread.join().unwrap_or_else(|_| bail!("it panicked"))?))
     })?;
     let took = i.ctx.clock.now().since(began);
     // Known to be dead now; without this the cluster's own service manager would start them.
