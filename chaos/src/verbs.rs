@@ -34,7 +34,12 @@ fn conclude(finished: &Finished) -> Result<Outcome> {
     if judgement.outcome == Outcome::Failed {
         anstream::println!("{}", violations(&finished.record));
     }
-    anstream::println!("report  {}\nrecord  {}\nlogs    {}", written.html.display(), written.json.display(), finished.dir.join("logs").display());
+    anstream::println!(
+        "report  {}\nrecord  {}\nlogs    {}",
+        written.html.display(),
+        written.json.display(),
+        finished.dir.join("logs").display()
+    );
     Ok(judgement.outcome)
 }
 

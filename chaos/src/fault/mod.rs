@@ -37,8 +37,8 @@ mod try_one;
 mod volume;
 
 pub use injected::{Ctx, Injected, Scale, inject};
-pub use kinds::{Aim, Expected, Family, Fault, Needs, Phase};
-pub use try_one::{Trial, command, try_one};
+pub use kinds::{Expected, Fault, Needs, Phase};
+pub use try_one::command;
 
 use std::sync::LazyLock;
 

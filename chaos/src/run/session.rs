@@ -7,16 +7,17 @@ use super::pace::{Interrupted, Pace};
 use super::plan::Plan;
 use super::settings::Settings;
 use super::step::{Done, Stage};
-use super::voice::Voice;
 use super::verdicts::{self, Cause, Seen};
+use super::voice::Voice;
 use super::watch::Watch;
 use super::{clients, logs, versions};
 use crate::cluster::Cluster;
 use crate::record::{At, Record, RunClock, Verdict};
-use crate::world::{Interrupts, World};
 use crate::workload::history::{Fate, Histories};
+use crate::world::{Interrupts, World};
 use crate::{check, fault};
 use anyhow::{Context as _, Result};
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -82,15 +83,34 @@ fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record:
 }
 
 /// Workloads and steps, then judgement.
-fn with_cluster(settings: &Settings, world: &World, cluster: &Cluster, plan: Plan, pace: &Pace, record: &mut Record, voice: &Voice) -> Result<()> {
+fn with_cluster(
+    settings: &Settings,
+    world: &World,
+    cluster: &Cluster,
+    plan: Plan,
+    pace: &Pace,
+    record: &mut Record,
+    voice: &Voice,
+) -> Result<()> {
     let running = clients::start(settings, cluster, pace.clock)?;
     let watch = Watch::start(world, cluster, pace.clock);
-    let stage = Stage { world, cluster, running: &running, pace, clock: pace.clock, scale: settings.scale(), watch: &watch, voice };
+    let stage = Stage {
+        world,
+        cluster,
+        running: &running,
+        pace,
+        clock: pace.clock,
+        scale: settings.scale(),
+        watch: &watch,
+        voice,
+        ends: RefCell::default(),
+    };
     voice.begin(pace.now().after(settings.expected()));
     let mut steps: Vec<Done> = Vec::new();
     let stepped = make_steps(settings, &stage, plan, &mut steps);
     // Also an interrupted run shows what it saw.
     let healed = if stepped.is_ok() && !steps.last().is_some_and(|s| s.lost) { stage.until_whole(FINAL_LIMIT) } else { Ok(()) };
+    record.notes.extend(stage.ends.take());
     voice.note(pace.clock, "the last reads");
     let mut histories = running.stop()?;
     histories.commands.extend(clients::given(cluster));

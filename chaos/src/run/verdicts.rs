@@ -87,7 +87,11 @@ pub fn availability(steps: &[Done], catalogue: &[Fault]) -> Verdict {
         writable.extend(first.and_then(|r| r.writable_after_heal_ms));
         redundant.extend(first.and_then(|r| r.redundant_after_heal_ms));
         if done.whole.is_none() && done.records.iter().all(|r| handled(&r)) {
-            verdict.witness.push(format!("{} healed at {:.1} s: not redundant by itself afterwards", names.join(" + "), seconds(done.healed)));
+            verdict.witness.push(format!(
+                "{} healed at {:.1} s: not redundant by itself afterwards",
+                names.join(" + "),
+                seconds(done.healed)
+            ));
             verdict.witness.extend(done.notes.iter().cloned());
         }
     }

@@ -208,7 +208,8 @@ mod tests {
 
     #[test]
     fn looks_of_one_primary_are_one_reign() {
-        let seen = [look(0, "dc1", 1, 1), look(200, "dc1", 1, 1), look(1_500, "dc1", 1, 1), look(1_600, "dc2", 2, 1), look(1_800, "dc2", 2, 2)];
+        let seen =
+            [look(0, "dc1", 1, 1), look(200, "dc1", 1, 1), look(1_500, "dc1", 1, 1), look(1_600, "dc2", 2, 1), look(1_800, "dc2", 2, 2)];
         let found = reigns(&seen);
         assert_eq!(found.len(), 2, "{found:?}");
         assert_eq!((found[0].from, found[0].to), (At(0), At(1_500_000)));
