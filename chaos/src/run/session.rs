@@ -12,13 +12,13 @@ use super::voice::Voice;
 use super::watch::Watch;
 use super::{clients, logs, versions};
 use crate::cluster::Cluster;
-use crate::record::{At, Record, RunClock, Verdict};
+use crate::record::{At, Outcome, Record, RunClock, Verdict};
 use crate::workload::history::{Fate, Histories};
 use crate::world::{Interrupts, World};
 use crate::{check, fault};
 use anyhow::{Context as _, Result};
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Clients warm up, and the record shows what normal is.
@@ -131,6 +131,9 @@ fn with_cluster(
     }
     voice.note(pace.clock, "checking");
     record.verdicts.extend(check::all(&histories, &clients::finally(cluster, pace.clock)?, check::Least::default()));
+    if record.verdicts.iter().any(|v| v.outcome == Outcome::Failed) {
+        record.notes.extend(keep(&histories, &settings.out).err().map(|e| format!("{e:#}")));
+    }
     record.verdicts.push(verdicts::availability(&steps, fault::catalogue()));
     record.verdicts.push(verdicts::causes(&record.primaries, &all_causes(&steps, &histories, pace.now())));
     record.verdicts.push(verdicts::enough(acknowledged.len() as u64, record.faults.len()));
@@ -159,10 +162,17 @@ fn make_steps(settings: &Settings, stage: &Stage<'_>, plan: Plan, steps: &mut Ve
     Ok(())
 }
 
+/// What the clients saw, for whoever looks into a violation.
+fn keep(histories: &Histories, dir: &Path) -> Result<()> {
+    let file = dir.join("histories.json");
+    let text = serde_json::to_vec(histories).context("the histories as JSON")?;
+    std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&file, text)).with_context(|| format!("cannot write {}", file.display()))
+}
+
 fn never_whole(error: &anyhow::Error) -> Verdict {
     Verdict {
         checker: "final".to_owned(),
-        outcome: crate::record::Outcome::Failed,
+        outcome: Outcome::Failed,
         summary: "after all faults were mended the cluster did not become whole".to_owned(),
         witness: vec![format!("{error:#}")],
         ..Verdict::default()
