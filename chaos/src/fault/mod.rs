@@ -70,6 +70,7 @@ pub fn named(name: &str) -> Option<&'static Fault> {
 
 #[cfg(test)]
 mod tests {
+    use super::kinds::Family;
     use super::*;
     use std::collections::BTreeSet;
 

@@ -88,7 +88,7 @@ fn places(cluster: &Cluster) -> Vec<Place> {
     let ports = Ports { postgres: ports.postgres, auto: ports.auto, primary: ports.primary, standby: ports.standby };
     let place = |node: &crate::cluster::Node| {
         let site = node.site.clone();
-        let spawn = move |job: Job| drop(site.runtime().spawn(move || job()));
+        let spawn = move |job: Job| drop(site.runtime().spawn(job));
         Place { name: node.name.clone(), host: node.site.address().to_string(), ports, spawn: Arc::new(spawn) }
     };
     cluster.nodes().iter().map(place).collect()

@@ -141,7 +141,7 @@ fn with_cluster(
 }
 
 fn make_steps(settings: &Settings, stage: &Stage<'_>, plan: Plan, steps: &mut Vec<Done>) -> Result<()> {
-    stage.pace.sleep(WARM_UP)?;
+    stage.rest(WARM_UP)?;
     let from = stage.pace.now();
     let until = settings.minutes.map(|minutes| from.after(minutes));
     let chosen = plan.skip(settings.skip).take(settings.steps.unwrap_or(usize::MAX));
@@ -157,7 +157,7 @@ fn make_steps(settings: &Settings, stage: &Stage<'_>, plan: Plan, steps: &mut Ve
         if lost || (failed && settings.stop_at_first) {
             break;
         }
-        stage.pace.sleep(step.pause)?;
+        stage.rest(step.pause)?;
     }
     Ok(())
 }

@@ -225,6 +225,14 @@ impl Stage<'_> {
         Ok(())
     }
 
+    /// Let time pass in which nothing is broken.
+    ///
+    /// # Errors
+    /// Interrupted.
+    pub fn rest(&self, time: Duration) -> Result<()> {
+        self.wait(time, || false).map(drop)
+    }
+
     fn is_whole(&self) -> bool {
         self.cluster.status().is_ok_and(|s| s.is_redundant())
     }
