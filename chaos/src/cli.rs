@@ -158,7 +158,7 @@ pub struct WithArgs {
     /// Record, report and logs. Default: target/chaos/SEED.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Folder of the world; Postgres's user must be able to reach it.
+    /// Folder of the world, which then stays; Postgres's user must be able to reach it. Default: one below /var/tmp, which goes.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
 }
@@ -250,6 +250,7 @@ pub fn settings(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<S
         witness: what.witness,
         gaps: what.gaps,
         dir: world_dir(with.dir.as_ref()),
+        keep: with.dir.is_some(),
         out: with.out.clone().unwrap_or_else(|| PathBuf::from(format!("target/chaos/{seed}"))),
         set,
         environment: Vec::new(),

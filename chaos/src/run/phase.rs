@@ -27,8 +27,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// The cluster in a phase.
 pub struct Staged {
-    /// Was it seen to be in it?
-    pub reached: bool,
+    /// The phase that it was seen to be in, if any.
+    pub reached: Option<Phase>,
     /// In words, for the record.
     pub how: String,
     undo: Undo,
@@ -49,31 +49,33 @@ enum Undo {
 pub fn bring(world: &World, cluster: &Cluster, phase: Phase, pace: &Pace) -> Result<Staged> {
     let primary = || cluster.primary().context("there is no primary to begin with");
     match phase {
-        Phase::Steady => Ok(Staged { reached: true, how: String::new(), undo: Undo::Nothing }),
+        Phase::Steady => Ok(Staged { reached: Some(phase), how: String::new(), undo: Undo::Nothing }),
         Phase::Election | Phase::Promotion => {
-            let word = if phase == Phase::Election { "electing" } else { "promoting" };
+            // An election lasts a tenth of a second; where only the promotion was seen, that is where the fault strikes.
+            let words: &[&str] = if phase == Phase::Election { &["electing", "promoting"] } else { &["promoting"] };
             let (primary, epoch) = (primary()?, cluster.status()?.epoch);
             cluster.node(&primary)?.kill_all();
-            let mut reached = false;
+            let mut reached = None;
             pace.until(BEGIN_LIMIT, LOOK_EVERY, || {
                 let newer: Vec<Status> = cluster.statuses().into_iter().filter(|s| s.epoch > epoch).collect();
-                reached = newer.iter().any(|s| s.phase == word);
+                reached = words.iter().find(|word| newer.iter().any(|s| s.phase == **word));
                 // Once it is through there is nothing left to wait for.
-                reached || newer.iter().any(|s| s.phase == "steady")
+                reached.is_some() || newer.iter().any(|s| s.phase == "steady")
             })?;
+            let reached = reached.map(|word| if *word == "electing" { Phase::Election } else { Phase::Promotion });
             Ok(Staged { reached, how: format!("after {primary} was killed"), undo: Undo::Start(primary) })
         }
         Phase::Drain => {
             let child = cluster.cli_start(&cluster.system().switchover(None))?;
             let reached = seen(cluster, pace, BEGIN_LIMIT, |s| s.phase == "draining")?;
-            Ok(Staged { reached, how: "in a switchover".to_owned(), undo: Undo::Await(child) })
+            Ok(Staged { reached: reached.then_some(phase), how: "in a switchover".to_owned(), undo: Undo::Await(child) })
         }
         Phase::Rewind => rewind(world, cluster, &primary()?, pace),
         Phase::BaseBackup => {
             let standby = last_standby(cluster)?;
             let child = cluster.cli_start(&["reinit".to_owned(), standby.clone()])?;
             let reached = seen(cluster, pace, BEGIN_LIMIT, |s| s.member(&standby).is_some_and(|m| m.state == "cloning"))?;
-            Ok(Staged { reached, how: format!("while {standby} is copied anew"), undo: Undo::Await(child) })
+            Ok(Staged { reached: reached.then_some(phase), how: format!("while {standby} is copied anew"), undo: Undo::Await(child) })
         }
         Phase::MemberChange => {
             let standby = last_standby(cluster)?;
@@ -83,7 +85,11 @@ pub fn bring(world: &World, cluster: &Cluster, phase: Phase, pace: &Pace) -> Res
             let reached = seen(cluster, pace, BEGIN_LIMIT, narrower)?;
             // Its outcome is seen in the rule; the verb itself ends by its own deadlines.
             cluster.finish(child, Duration::from_secs(5));
-            Ok(Staged { reached, how: format!("while {standby} leaves the rule"), undo: Undo::Words(tag("false")) })
+            Ok(Staged {
+                reached: reached.then_some(phase),
+                how: format!("while {standby} leaves the rule"),
+                undo: Undo::Words(tag("false")),
+            })
         }
     }
 }
@@ -100,7 +106,11 @@ fn rewind(world: &World, cluster: &Cluster, primary: &str, pace: &Pace) -> Resul
     seen(cluster, pace, BEGIN_LIMIT * 2, |s| s.is_writable() && s.primary.as_deref() != Some(primary))?;
     node.start()?;
     let reached = seen(cluster, pace, REWIND_LIMIT, |s| s.member(primary).is_some_and(|m| m.state == "rewinding"))?;
-    Ok(Staged { reached, how: format!("while {primary} is rewound"), undo: Undo::Start(primary.to_owned()) })
+    Ok(Staged {
+        reached: reached.then_some(Phase::Rewind),
+        how: format!("while {primary} is rewound"),
+        undo: Undo::Start(primary.to_owned()),
+    })
 }
 
 fn last_standby(cluster: &Cluster) -> Result<String> {
@@ -115,7 +125,7 @@ fn seen(cluster: &Cluster, pace: &Pace, limit: Duration, good: impl Fn(&Status) 
 impl Staged {
     /// Where nothing could be begun.
     pub fn nothing() -> Staged {
-        Staged { reached: false, how: String::new(), undo: Undo::Nothing }
+        Staged { reached: None, how: String::new(), undo: Undo::Nothing }
     }
 
     /// Undo what it took.

@@ -42,6 +42,7 @@ pub struct Finished {
 /// The machine lacks something, or world or cluster could not be started: no run took place.
 pub fn run(settings: &Settings, interrupts: &Interrupts, voice: &Voice) -> Result<Finished> {
     let plan = settings.plan()?;
+    settings.check()?;
     let clock = RunClock::start();
     let token = interrupts.token().clone();
     let pace = Pace::new(clock, move || token.is_cancelled());
@@ -52,6 +53,10 @@ pub fn run(settings: &Settings, interrupts: &Interrupts, voice: &Voice) -> Resul
     let outcome = in_world(settings, &world, plan, &pace, &mut record, voice);
     record.duration = clock.now();
     world.down().context("the world is not down in full")?;
+    if !settings.keep {
+        // Logs were copied; what is left is data of the nodes, where they had no disks of their own.
+        let _ = std::fs::remove_dir_all(&settings.dir);
+    }
     match outcome {
         Ok(()) => Ok(Finished { record, dir: settings.out.clone(), interrupted: false }),
         Err(error) if error.is::<Interrupted>() => {

@@ -4,7 +4,7 @@ use super::plan::{Means, Mode, Plan};
 use crate::cluster::Options;
 use crate::fault::{self, Scale};
 use crate::world::{Preset, Spec};
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub struct Settings {
     pub gaps: bool,
     /// The world's folder.
     pub dir: PathBuf,
+    /// Leave it where it is afterwards.
+    pub keep: bool,
     /// Record and logs go here.
     pub out: PathBuf,
     /// Configuration of the nodes: section, key, TOML literal.
@@ -48,6 +50,17 @@ impl Settings {
     pub fn plan(&self) -> Result<Plan> {
         let means = Means { disks: self.disks, shim: self.clocks, gaps: self.gaps };
         Plan::new(self.seed, self.mode.clone(), means, fault::catalogue())
+    }
+
+    /// What can be said before a world is built.
+    ///
+    /// # Errors
+    /// There is no program to test.
+    pub fn check(&self) -> Result<()> {
+        let shown = self.binary.display();
+        self.binary.canonicalize().map(drop).with_context(|| {
+            format!("there is no program at {shown}: build it (`cargo build --release --bin trilithon`), or name it with --binary")
+        })
     }
 
     /// How long the steps will take, about.

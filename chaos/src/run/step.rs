@@ -73,10 +73,10 @@ impl Stage<'_> {
                 Staged::nothing()
             }
         };
-        if !staged.reached {
+        if staged.reached.is_none() {
             done.notes.push(format!("step {}: {} was over, or never begun, when the fault struck", step.number, step.phase.word()));
         }
-        let phase = if staged.reached { step.phase } else { Phase::Steady };
+        let phase = staged.reached.unwrap_or(Phase::Steady);
         let ctx = Ctx { world: self.world, cluster: self.cluster, clock: self.clock, seed: step.seed, scale: self.scale };
         let mut injected = Vec::new();
         for (number, fault) in (before + 1..).zip(&step.faults) {
