@@ -34,6 +34,13 @@ pub enum Verb {
     /// Run after run with rising seeds, until one fails or Ctrl-C.
     #[command(after_help = "Example:\n  chaos soak --minutes 30 --seed 100")]
     Soak(RunArgs),
+    /// Faults one by one against a cluster, each with its evidence and what came of it; no judgement.
+    #[command(after_help = "Example:\n  chaos try kill-walsender power-loss --design")]
+    Try {
+        /// Names, and --seed=N, --design, --no-disks, --no-clocks, --connections=N, --dir=DIR; TRILITHON_BIN is the program under test.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// The catalogue of faults.
     #[command(after_help = "Example:\n  chaos list")]
     List,

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Verb::Replay(args) => verbs::run(Some(args.seed), &args.what, &args.with),
         Verb::Soak(args) => verbs::soak(args),
         Verb::List => verbs::list(),
+        Verb::Try { words } => fault::command(words).map(|()| ExitCode::SUCCESS),
         Verb::Mutants(args) => verbs::mutants(args),
         Verb::Up(args) => verbs::up(args),
         Verb::Down => verbs::down(),

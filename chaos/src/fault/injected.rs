@@ -87,12 +87,6 @@ impl<'a> Injected<'a> {
         }
     }
 
-    /// Names of those it is aimed at.
-    #[must_use]
-    pub fn targets(&self) -> Vec<String> {
-        self.targets.iter().map(|t| t.name().to_owned()).collect()
-    }
-
     /// Evidence that all of it took hold; looks anew at whatever was not seen yet, and remembers what was.
     pub fn proof(&mut self) -> Option<String> {
         for evidence in self.evidence.iter_mut().filter(|e| e.seen.is_none()) {

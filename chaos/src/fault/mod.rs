@@ -37,8 +37,8 @@ mod try_one;
 mod volume;
 
 pub use injected::{Ctx, Injected, Scale, inject};
-pub use kinds::{Aim, Expected, Family, Fault, Needs, Phase};
-pub use try_one::{Trial, command, try_one};
+pub use kinds::{Expected, Fault, Needs, Phase};
+pub use try_one::command;
 
 use std::sync::LazyLock;
 
@@ -70,6 +70,7 @@ pub fn named(name: &str) -> Option<&'static Fault> {
 
 #[cfg(test)]
 mod tests {
+    use super::kinds::Family;
     use super::*;
     use std::collections::BTreeSet;
 

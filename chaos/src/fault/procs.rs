@@ -17,7 +17,6 @@ pub enum Kind {
     WalSender,
     Checkpointer,
     Startup,
-    WalWriter,
     /// Serves a client.
     Backend,
     Rewind,
@@ -33,7 +32,6 @@ impl Kind {
             Kind::WalSender => "walsender",
             Kind::Checkpointer => "checkpointer",
             Kind::Startup => "startup process",
-            Kind::WalWriter => "walwriter",
             Kind::Backend => "backend",
             Kind::Rewind => "pg_rewind",
             Kind::BaseBackup => "pg_basebackup",
@@ -116,7 +114,6 @@ fn is_kind(words: &[String], kind: Kind) -> bool {
         Kind::WalSender => worker("walsender"),
         Kind::Checkpointer => worker("checkpointer"),
         Kind::Startup => worker("startup"),
-        Kind::WalWriter => worker("walwriter"),
         // A client's backend names where the client is: `host(port)` or `[local]`.
         Kind::Backend => title.is_some_and(|t| (t.contains(") ") || t.contains("[local]")) && !t.contains("walsender")),
         Kind::Rewind => program == "pg_rewind",
