@@ -34,11 +34,11 @@ pub enum Verb {
     /// Run after run with rising seeds, until one fails or Ctrl-C.
     #[command(after_help = "Example:\n  chaos soak --minutes 30 --seed 100")]
     Soak(RunArgs),
-    /// Faults one by one against a cluster, each with its evidence and what came of it; no judgement.
-    #[command(after_help = "Example:\n  chaos try kill-walsender power-loss --design")]
+    /// One fault after the other against a cluster that nobody else uses: for who writes a fault.
+    #[command(after_help = "Example:\n  chaos try isolate-primary power-loss --design")]
     Try {
-        /// Names, and --seed=N, --design, --no-disks, --no-clocks, --connections=N, --dir=DIR; TRILITHON_BIN is the program under test.
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        /// Names of faults; and --seed=N, --dir=DIR, --design, --no-disks, --no-clocks, --connections=N.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "FAULT")]
         words: Vec<String>,
     },
     /// The catalogue of faults.

@@ -4,7 +4,7 @@ use crate::cli::{MutantsArgs, ReportArgs, RunArgs, UpArgs, WhatArgs, WithArgs, s
 use crate::fault::{self, Expected};
 use crate::record::{Outcome, Record};
 use crate::report;
-use crate::run::{Finished, Interrupted, Voice, mutants as seeded, session};
+use crate::run::{Finished, HUNT, Interrupted, Voice, listed, mutants as seeded, session};
 use crate::world::{Interrupts, Spec, World, up_interactive};
 use anyhow::{Context as _, Result, bail};
 use std::fs;
@@ -34,7 +34,12 @@ fn conclude(finished: &Finished) -> Result<Outcome> {
     if judgement.outcome == Outcome::Failed {
         anstream::println!("{}", violations(&finished.record));
     }
-    anstream::println!("report  {}\nrecord  {}\nlogs    {}", written.html.display(), written.json.display(), finished.dir.join("logs").display());
+    anstream::println!(
+        "report  {}\nrecord  {}\nlogs    {}",
+        written.html.display(),
+        written.json.display(),
+        finished.dir.join("logs").display()
+    );
     Ok(judgement.outcome)
 }
 
@@ -91,9 +96,12 @@ pub fn list() -> Result<ExitCode> {
 
 pub fn mutants(args: &MutantsArgs) -> Result<ExitCode> {
     let (interrupts, voice) = (Interrupts::listen()?, Voice::new());
-    let mut what = args.run.what.clone();
-    what.short |= what.minutes.is_none() && what.faults.is_empty() && !what.standard && args.run.seed.is_none();
-    let settings = settings(args.run.seed, &what, &args.run.with)?;
+    let what = &args.run.what;
+    let chosen = what.standard || what.short || what.minutes.is_some() || !what.faults.is_empty() || args.run.seed.is_some();
+    let mut settings = settings(args.run.seed, what, &args.run.with)?;
+    if !chosen {
+        settings.mode = listed(HUNT);
+    }
     let rows = seeded::run(&settings, &args.only, &interrupts, &voice);
     voice.finish();
     let rows = rows?;

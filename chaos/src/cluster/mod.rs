@@ -21,16 +21,15 @@ mod system;
 mod trilithon;
 
 pub use node::{End, Node};
-use process::reap;
 pub use process::output_within;
-pub use processes::{Process, send};
+use process::reap;
 pub use sql::{Row, Target, in_words, query};
-pub use status::{Lease, Member, Rule, Status, get};
-pub use system::{Ports, Program, System};
+pub use status::{Member, Status, get};
+pub use system::{Ports, System};
 pub use trilithon::{Options, Trilithon};
 
 use crate::record::{At, RunClock};
-use crate::world::{Site, World};
+use crate::world::World;
 use anyhow::{Context as _, Result, bail};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Output, Stdio};
@@ -117,6 +116,10 @@ impl Cluster {
         &*self.system
     }
 
+    pub fn shared_system(&self) -> Arc<dyn System> {
+        Arc::clone(&self.system)
+    }
+
     pub fn ports(&self) -> Ports {
         self.system.ports()
     }
@@ -136,17 +139,9 @@ impl Cluster {
     /// No node is called so.
     pub fn node(&self, name: &str) -> Result<&Node> {
         let found = self.nodes.iter().find(|node| node.name == name);
-        found.with_context(|| format!("no node is called {name}: {}", self.nodes.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(", ")))
-    }
-
-    /// What the node called `name` says, asked within its own datacenter.
-    ///
-    /// # Errors
-    /// It does not answer in time, or not with a status.
-    pub fn status_of(&self, name: &str) -> Result<Status> {
-        let node = self.node(name)?;
-        let answer = status::ask(&node.site, self.ports().http, &self.system.status_path(), ANSWER_LIMIT);
-        self.system.parse_status(name, &answer.blocking_recv().with_context(|| format!("{name}: its runtime has ended"))??)
+        found.with_context(|| {
+            format!("no node is called {name}: {}", self.nodes.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(", "))
+        })
     }
 
     /// What every node says that answers.
@@ -169,17 +164,6 @@ impl Cluster {
     /// Name of the member that is primary, or is about to be; `None` while nobody says.
     pub fn primary(&self) -> Option<String> {
         self.status().ok()?.primary
-    }
-
-    /// Name of the leader of consensus, as the members say; `None` while there is none.
-    pub fn raft_leader(&self) -> Option<String> {
-        self.status().ok()?.members.into_iter().find(|m| m.raft.as_deref() == Some("leader")).map(|m| m.name)
-    }
-
-    /// Standbys that confirm commits, in the order of the status.
-    pub fn sync_standbys(&self) -> Vec<String> {
-        let members = self.status().map(|s| s.members).unwrap_or_default();
-        members.into_iter().filter(|m| m.sync.as_deref() == Some("sync")).map(|m| m.name).collect()
     }
 
     /// All nodes but `name`.
@@ -218,9 +202,8 @@ impl Cluster {
     /// # Errors
     /// As of [`Cluster::cli`].
     pub fn cli_unnoted(&self, words: &[&str]) -> Result<Output> {
-        let alive = self.statuses().into_iter().max_by_key(Status::weight).map(|s| s.answered_by);
-        // Where nobody answers, the command line's own message is what is wanted.
-        let name = alive.or_else(|| self.nodes.first().map(|n| n.name.clone())).unwrap_or_default();
+        // A process cannot even start in a frozen datacenter, and whoever starts it would wait with it.
+        let name = self.statuses().into_iter().max_by_key(Status::weight).context("no node answers")?.answered_by;
         self.cli_at(&name, words)
     }
 
@@ -270,13 +253,11 @@ impl Cluster {
     /// Not reached, refused, or no answer within 10 s; the SQLSTATE is part of the message.
     pub fn sql(&self, from: &str, target: Target, sql: &str) -> Result<Vec<Row>> {
         let (node, ports) = (self.node(from)?, self.ports());
-        let address = match &target {
-            Target::Own => SocketAddr::from((Ipv4Addr::LOCALHOST, ports.postgres)),
-            Target::Of(other) => SocketAddr::from((self.node(other)?.site.address(), ports.postgres)),
-            Target::Proxy => SocketAddr::from((Ipv4Addr::LOCALHOST, ports.primary)),
-            Target::Auto => SocketAddr::from((Ipv4Addr::LOCALHOST, ports.auto)),
-            Target::Standby => SocketAddr::from((Ipv4Addr::LOCALHOST, ports.standby)),
+        let port = match target {
+            Target::Own => ports.postgres,
+            Target::Proxy => ports.primary,
         };
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         query(&node.site, address, &self.password, sql, SQL_LIMIT)
     }
 
@@ -303,14 +284,6 @@ impl Cluster {
     /// It is not so in time: what is missing.
     pub fn until_redundant(&self, limit: Duration) -> Result<Duration> {
         self.until("redundant", limit, Status::is_redundant)
-    }
-
-    /// Wait until a primary accepts writes, as the nodes see it. Returns how long it took.
-    ///
-    /// # Errors
-    /// It is not so in time: what is missing.
-    pub fn until_writable(&self, limit: Duration) -> Result<Duration> {
-        self.until("writable", limit, Status::is_writable)
     }
 
     /// Wait for any condition on the status; tends the nodes meanwhile.

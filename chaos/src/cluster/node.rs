@@ -3,7 +3,7 @@
 //! A process that hangs in the kernel (its disk does) cannot be waited for: every wait here has a bound, and what did not end by
 //! then is remembered as dying, so that nothing is started beside it.
 
-use super::processes::{Process, postmaster, send};
+use super::processes::{Process, send};
 use super::system::System;
 use crate::record::{At, RunClock};
 use crate::world::Site;
@@ -28,7 +28,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A process that ended although nobody asked it to.
 #[derive(Clone, Debug)]
 pub struct End {
-    pub at: At,
     pub node: String,
     pub program: String,
     /// "exit status: 1"
@@ -76,31 +75,9 @@ impl Node {
         self.system.data_dir(&self.site)
     }
 
-    pub fn pgdata(&self) -> PathBuf {
-        self.system.pgdata(&self.site)
-    }
-
-    /// Process of the node itself, while it runs.
-    pub fn pid(&self) -> Option<u32> {
-        let mut processes = self.lock();
-        let first = processes.running.first_mut()?;
-        matches!(first.child.try_wait(), Ok(None)).then(|| first.child.id())
-    }
-
     /// All processes of the datacenter that live.
     pub fn processes(&self) -> Vec<Process> {
         Process::read_all(&self.site.pids())
-    }
-
-    pub fn postmaster_pid(&self) -> Option<u32> {
-        postmaster(&self.processes()).map(|p| p.pid)
-    }
-
-    /// Postgres's children whose title contains `title`, as in "walreceiver", "checkpointer", "client backend"'s user.
-    pub fn postgres_children(&self, title: &str) -> Vec<Process> {
-        let all = self.processes();
-        let children = all.into_iter().filter(|p| p.title.starts_with("postgres: ") && p.title.contains(title));
-        children.collect()
     }
 
     /// Start what does not run. From now on it is started again when it ends by itself.
@@ -153,7 +130,7 @@ impl Node {
         let (program, status) = ended?;
         processes.running.retain(|r| r.program != program);
         processes.again = Some(clock.now().after(RESTART_AFTER));
-        Some(End { at: clock.now(), node: self.name.clone(), program, how: status.to_string() })
+        Some(End { node: self.name.clone(), program, how: status.to_string() })
     }
 
     /// kill -9 of the node's own process. Its Postgres lives on; it stays down until [`Node::start`].
@@ -166,16 +143,6 @@ impl Node {
         }
         processes.dying.extend(killed);
         wait_gone(&mut processes.dying);
-    }
-
-    /// kill -9 of the postmaster. Returns whom it hit.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn kill_postmaster(&self) -> Result<u32> {
-        let pid = self.postmaster_pid().with_context(|| format!("{}: no postmaster runs", self.name))?;
-        send(pid, Signal::KILL)?;
-        Ok(pid)
     }
 
     /// kill -9 of everything in the datacenter. It stays down until [`Node::start`].
@@ -229,32 +196,6 @@ impl Node {
             }
             sleep(LOOK_EVERY);
         }
-    }
-
-    /// SIGSTOP of the node's own process.
-    ///
-    /// # Errors
-    /// It does not run.
-    pub fn freeze(&self) -> Result<()> {
-        send(self.pid().with_context(|| format!("{} does not run", self.name))?, Signal::STOP)
-    }
-
-    /// SIGCONT of the node's own process.
-    ///
-    /// # Errors
-    /// It does not run.
-    pub fn thaw(&self) -> Result<()> {
-        send(self.pid().with_context(|| format!("{} does not run", self.name))?, Signal::CONT)
-    }
-
-    /// SIGSTOP of the postmaster alone: its backends go on. Returns whom it hit.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn freeze_postmaster(&self) -> Result<u32> {
-        let pid = self.postmaster_pid().with_context(|| format!("{}: no postmaster runs", self.name))?;
-        send(pid, Signal::STOP)?;
-        Ok(pid)
     }
 
     /// SIGCONT of everything in the datacenter.

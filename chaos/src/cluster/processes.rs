@@ -32,10 +32,6 @@ impl Process {
     pub fn read_all(pids: &[u32]) -> Vec<Process> {
         pids.iter().filter_map(|pid| Process::read(*pid)).collect()
     }
-
-    fn is_postgres(&self) -> bool {
-        matches!(self.program.as_str(), "postgres" | "postmaster")
-    }
 }
 
 /// The program's name stands in brackets and may itself contain any of them.
@@ -44,14 +40,6 @@ fn parse(stat: &str) -> Option<(String, char, u32)> {
     let mut rest = stat.get(tail + 1..)?.split_whitespace();
     let state = rest.next()?.chars().next()?;
     Some((stat.get(head + 1..tail)?.to_owned(), state, rest.next()?.parse().ok()?))
-}
-
-/// The postmaster among `all`: the server whose parent is no server and that was told its data directory.
-pub(super) fn postmaster(all: &[Process]) -> Option<&Process> {
-    let server = |pid: u32| all.iter().any(|p| p.pid == pid && p.is_postgres());
-    let mut roots = all.iter().filter(|p| p.is_postgres() && !server(p.parent));
-    // A backend whose postmaster was killed has a title of another form, and is no postmaster.
-    roots.find(|p| p.title.contains(" -D") && !p.title.contains("--single") && !p.title.starts_with("postgres: "))
 }
 
 /// Send a signal to a process that was found a moment ago.
@@ -67,22 +55,8 @@ pub fn send(pid: u32, signal: Signal) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn process(pid: u32, parent: u32, program: &str, title: &str) -> Process {
-        Process { pid, parent, program: program.to_owned(), title: title.to_owned() }
-    }
-
     #[test]
     fn a_name_may_contain_brackets() {
         assert_eq!(parse("7 (a) b) S 1 7 7 0"), Some(("a) b".to_owned(), 'S', 1)));
-    }
-
-    #[test]
-    fn a_surviving_backend_is_no_postmaster() {
-        let node = process(2, 1, "trilithon", "trilithon node");
-        let main = process(3, 2, "postgres", "/usr/lib/postgresql/15/bin/postgres -D /x/pgdata");
-        let writer = process(4, 3, "postgres", "postgres: walwriter ");
-        assert_eq!(postmaster(&[node.clone(), main, writer.clone()]).map(|p| p.pid), Some(3));
-        let orphan = Process { parent: 1, ..writer };
-        assert_eq!(postmaster(&[node, orphan]), None);
     }
 }

@@ -11,18 +11,12 @@ use tokio_postgres::{Config, Error, NoTls, SimpleQueryMessage};
 pub type Row = Vec<Option<String>>;
 
 /// Whose listener is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// Postgres of the client's own datacenter.
     Own,
-    /// Postgres of another one, past the proxies.
-    Of(String),
     /// The client's own proxy, to the primary.
     Proxy,
-    /// The client's own proxy, reads where it likes.
-    Auto,
-    /// The client's own proxy, to a standby.
-    Standby,
 }
 
 /// Run `sql` at `address` from within `site`.

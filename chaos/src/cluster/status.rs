@@ -168,7 +168,11 @@ mod tests {
             writable: true,
             quorum: true,
             rule: Some(Rule { standbys: vec!["dc2".into(), "dc3".into()], acks: 1, changing: false }),
-            members: vec![member("dc1", "primary", "running"), member("dc2", "standby", "streaming"), member("dc3", "standby", "streaming")],
+            members: vec![
+                member("dc1", "primary", "running"),
+                member("dc2", "standby", "streaming"),
+                member("dc3", "standby", "streaming"),
+            ],
             ..Status::default()
         }
     }

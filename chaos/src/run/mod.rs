@@ -25,7 +25,7 @@ mod versions;
 mod voice;
 mod watch;
 
-pub use lists::{SHORT, STANDARD, listed};
+pub use lists::{HUNT, SHORT, STANDARD, listed};
 pub use pace::Interrupted;
 pub use plan::Mode;
 pub use session::Finished;

@@ -80,7 +80,10 @@ pub fn run(settings: &Settings, only: &[String], interrupts: &Interrupts, voice:
         }
         voice.note(clock, &format!("mutant {}", if bug.name.is_empty() { "none" } else { &bug.name }));
         let row = one(settings, &bug, interrupts, voice).with_context(|| format!("with the bug {}", bug.name))?;
-        voice.note(clock, &format!("{} after {} s: {}", if row.caught_by.is_empty() { "not caught" } else { "caught" }, row.seconds, row.what));
+        voice.note(
+            clock,
+            &format!("{} after {} s: {}", if row.caught_by.is_empty() { "not caught" } else { "caught" }, row.seconds, row.what),
+        );
         rows.push(row);
     }
     Ok(rows)
@@ -94,7 +97,8 @@ fn one(settings: &Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice) -
         own.out = settings.out.join(&bug.name);
         own.dir = settings.dir.join(&bug.name);
     }
-    let row = |caught_by, what| Row { bug: bug.name.clone(), about: bug.about.clone(), caught_by, seconds: clock.now().0 / 1_000_000, what };
+    let row =
+        |caught_by, what| Row { bug: bug.name.clone(), about: bug.about.clone(), caught_by, seconds: clock.now().0 / 1_000_000, what };
     match session::run(&own, interrupts, voice) {
         Ok(finished) if finished.interrupted => bail!(super::pace::Interrupted),
         Ok(finished) => {
@@ -104,7 +108,9 @@ fn one(settings: &Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice) -
             Ok(row(failed.iter().map(|v| v.checker.clone()).collect(), what))
         }
         // A cluster that does not even start is a bug that nobody ships; without a bug it is the harness's failure.
-        Err(error) if !bug.name.is_empty() => Ok(row(vec!["start".to_owned()], format!("{error:#}").lines().next().unwrap_or_default().to_owned())),
+        Err(error) if !bug.name.is_empty() => {
+            Ok(row(vec!["start".to_owned()], format!("{error:#}").lines().next().unwrap_or_default().to_owned()))
+        }
         Err(error) => Err(error),
     }
 }

@@ -52,9 +52,15 @@ pub fn bring(world: &World, cluster: &Cluster, phase: Phase, pace: &Pace) -> Res
         Phase::Steady => Ok(Staged { reached: true, how: String::new(), undo: Undo::Nothing }),
         Phase::Election | Phase::Promotion => {
             let word = if phase == Phase::Election { "electing" } else { "promoting" };
-            let primary = primary()?;
+            let (primary, epoch) = (primary()?, cluster.status()?.epoch);
             cluster.node(&primary)?.kill_all();
-            let reached = seen(cluster, pace, BEGIN_LIMIT, |s| s.phase == word)?;
+            let mut reached = false;
+            pace.until(BEGIN_LIMIT, LOOK_EVERY, || {
+                let newer: Vec<Status> = cluster.statuses().into_iter().filter(|s| s.epoch > epoch).collect();
+                reached = newer.iter().any(|s| s.phase == word);
+                // Once it is through there is nothing left to wait for.
+                reached || newer.iter().any(|s| s.phase == "steady")
+            })?;
             Ok(Staged { reached, how: format!("after {primary} was killed"), undo: Undo::Start(primary) })
         }
         Phase::Drain => {

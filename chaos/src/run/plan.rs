@@ -100,6 +100,7 @@ impl Plan {
     }
 
     /// How many (fault, phase) there are.
+    #[cfg(test)]
     pub fn cards(&self) -> usize {
         self.cards.len()
     }
@@ -157,7 +158,8 @@ impl Iterator for Plan {
         let wanted = self.at_once();
         self.join(&mut faults, wanted);
         let longest = faults.iter().max_by_key(|f| f.hold.1).map_or(first.hold, |f| f.hold);
-        let between = |rng: &mut SplitMix, (least, most): (u64, u64)| Duration::from_millis(least + rng.below(most.saturating_sub(least) + 1));
+        let between =
+            |rng: &mut SplitMix, (least, most): (u64, u64)| Duration::from_millis(least + rng.below(most.saturating_sub(least) + 1));
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let hold = between(&mut self.rng, (millis(longest.0), millis(longest.1)));
         let pause = between(&mut self.rng, PAUSE_MS);

@@ -7,18 +7,18 @@ use super::pace::{Interrupted, Pace};
 use super::plan::Plan;
 use super::settings::Settings;
 use super::step::{Done, Stage};
+use super::verdicts::{self, Cause, Seen};
 use super::voice::Voice;
-use super::verdicts::{self, Cause};
 use super::watch::Watch;
 use super::{clients, logs, versions};
 use crate::cluster::Cluster;
-use crate::record::{At, Record, RunClock, Verdict};
-use crate::world::{Interrupts, World};
+use crate::record::{At, Outcome, Record, RunClock, Verdict};
 use crate::workload::history::{Fate, Histories};
-use crate::fault::Shim;
+use crate::world::{Interrupts, World};
 use crate::{check, fault};
 use anyhow::{Context as _, Result};
-use std::path::PathBuf;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Clients warm up, and the record shows what normal is.
@@ -65,11 +65,7 @@ pub fn run(settings: &Settings, interrupts: &Interrupts, voice: &Voice) -> Resul
 
 fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record: &mut Record, voice: &Voice) -> Result<()> {
     voice.note(pace.clock, "starting the cluster");
-    let mut options = settings.cluster();
-    if settings.clocks {
-        options.environment.extend(Shim::build(world.dir(), world.sites())?.environment());
-    }
-    let mut cluster = match Cluster::start(world, &options) {
+    let mut cluster = match Cluster::start(world, &settings.cluster()) {
         Ok(cluster) => cluster,
         Err(error) => {
             logs::collect(world, None, &settings.out);
@@ -87,24 +83,43 @@ fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record:
 }
 
 /// Workloads and steps, then judgement.
-fn with_cluster(settings: &Settings, world: &World, cluster: &Cluster, plan: Plan, pace: &Pace, record: &mut Record, voice: &Voice) -> Result<()> {
+fn with_cluster(
+    settings: &Settings,
+    world: &World,
+    cluster: &Cluster,
+    plan: Plan,
+    pace: &Pace,
+    record: &mut Record,
+    voice: &Voice,
+) -> Result<()> {
     let running = clients::start(settings, cluster, pace.clock)?;
     let watch = Watch::start(world, cluster, pace.clock);
-    let stage = Stage { world, cluster, running: &running, pace, clock: pace.clock, scale: settings.scale(), watch: &watch, voice };
+    let stage = Stage {
+        world,
+        cluster,
+        running: &running,
+        pace,
+        clock: pace.clock,
+        scale: settings.scale(),
+        watch: &watch,
+        voice,
+        ends: RefCell::default(),
+    };
     voice.begin(pace.now().after(settings.expected()));
     let mut steps: Vec<Done> = Vec::new();
     let stepped = make_steps(settings, &stage, plan, &mut steps);
     // Also an interrupted run shows what it saw.
     let healed = if stepped.is_ok() && !steps.last().is_some_and(|s| s.lost) { stage.until_whole(FINAL_LIMIT) } else { Ok(()) };
+    record.notes.extend(stage.ends.take());
     voice.note(pace.clock, "the last reads");
     let mut histories = running.stop()?;
     histories.commands.extend(clients::given(cluster));
-    record.primaries = watch.stop();
+    let (reigns, turns) = watch.stop();
     let mut acknowledged: Vec<At> = histories.writes().filter(|a| a.fate == Fate::Done).map(|a| a.to).collect();
     acknowledged.sort_unstable();
-    for done in &mut steps {
-        verdicts::measure(done, &acknowledged, pace.now());
-    }
+    let seen = Seen { acknowledged: &acknowledged, reigns: &reigns, turns: &turns, end: pace.now() };
+    steps.iter_mut().for_each(|done| verdicts::measure(done, &seen));
+    record.primaries = reigns;
     record.samples = histories.samples.clone();
     record.outages = histories.outages.clone();
     record.faults = steps.iter().flat_map(|s| s.records.iter().cloned()).collect();
@@ -116,6 +131,9 @@ fn with_cluster(settings: &Settings, world: &World, cluster: &Cluster, plan: Pla
     }
     voice.note(pace.clock, "checking");
     record.verdicts.extend(check::all(&histories, &clients::finally(cluster, pace.clock)?, check::Least::default()));
+    if record.verdicts.iter().any(|v| v.outcome == Outcome::Failed) {
+        record.notes.extend(keep(&histories, &settings.out).err().map(|e| format!("{e:#}")));
+    }
     record.verdicts.push(verdicts::availability(&steps, fault::catalogue()));
     record.verdicts.push(verdicts::causes(&record.primaries, &all_causes(&steps, &histories, pace.now())));
     record.verdicts.push(verdicts::enough(acknowledged.len() as u64, record.faults.len()));
@@ -144,10 +162,17 @@ fn make_steps(settings: &Settings, stage: &Stage<'_>, plan: Plan, steps: &mut Ve
     Ok(())
 }
 
+/// What the clients saw, for whoever looks into a violation.
+fn keep(histories: &Histories, dir: &Path) -> Result<()> {
+    let file = dir.join("histories.json");
+    let text = serde_json::to_vec(histories).context("the histories as JSON")?;
+    std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&file, text)).with_context(|| format!("cannot write {}", file.display()))
+}
+
 fn never_whole(error: &anyhow::Error) -> Verdict {
     Verdict {
         checker: "final".to_owned(),
-        outcome: crate::record::Outcome::Failed,
+        outcome: Outcome::Failed,
         summary: "after all faults were mended the cluster did not become whole".to_owned(),
         witness: vec![format!("{error:#}")],
         ..Verdict::default()

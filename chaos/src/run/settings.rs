@@ -66,8 +66,7 @@ impl Settings {
             sites: 3,
             preset: self.preset,
             disks: self.disks,
-            // The faults bring a shim of their own.
-            clocks: false,
+            clocks: self.clocks,
             seed: self.seed,
         }
     }

@@ -16,6 +16,7 @@ use crate::report::Event;
 use crate::workload::Running;
 use crate::world::World;
 use anyhow::{Result, bail};
+use std::cell::RefCell;
 use std::time::Duration;
 
 /// Beyond these bounds a cluster did not come back by itself. The targets (5 s and 60 s) are the report's; these are for what hangs.
@@ -37,6 +38,8 @@ pub struct Stage<'a> {
     pub scale: Scale,
     pub watch: &'a Watch,
     pub voice: &'a Voice,
+    /// Node processes that ended although no fault was at work on them.
+    pub ends: RefCell<Vec<String>>,
 }
 
 /// What a step left behind.
@@ -164,7 +167,12 @@ impl Stage<'_> {
         if writable {
             self.say(&Event::Writable { number, after: self.pace.now().since(done.healed) });
         } else {
-            done.notes.push(format!("step {} ({}): no write was acknowledged within {} s", step.number, step.in_words(), WRITABLE_LIMIT.as_secs()));
+            done.notes.push(format!(
+                "step {} ({}): no write was acknowledged within {} s",
+                step.number,
+                step.in_words(),
+                WRITABLE_LIMIT.as_secs()
+            ));
         }
         let left = REDUNDANT_LIMIT.saturating_sub(self.pace.now().since(done.healed));
         if self.wait(left, || self.is_whole())? {
@@ -174,7 +182,12 @@ impl Stage<'_> {
             return Ok(());
         }
         let seen = self.cluster.status().map_or_else(|error| format!("{error:#}"), |s| s.in_words());
-        done.notes.push(format!("step {} ({}): not redundant within {} s: {seen}", step.number, step.in_words(), REDUNDANT_LIMIT.as_secs()));
+        done.notes.push(format!(
+            "step {} ({}): not redundant within {} s: {seen}",
+            step.number,
+            step.in_words(),
+            REDUNDANT_LIMIT.as_secs()
+        ));
         self.note("it does not come back by itself: restarting every node");
         self.help(done)
     }
@@ -219,7 +232,9 @@ impl Stage<'_> {
     fn wait(&self, limit: Duration, mut good: impl FnMut() -> bool) -> Result<bool> {
         self.pace.until(limit, LOOK_EVERY, || {
             for end in self.cluster.tend(&self.clock) {
-                self.note(&format!("{} of {} ended by itself ({}); it is started again", end.program, end.node, end.how));
+                let said = format!("{} of {} ended by itself ({}); it is started again", end.program, end.node, end.how);
+                self.note(&said);
+                self.ends.borrow_mut().push(format!("{:.1} s: {said}", Duration::from_micros(self.pace.now().0).as_secs_f64()));
             }
             self.voice.look(self.clock, self.watch, self.running);
             good()

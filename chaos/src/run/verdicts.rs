@@ -3,8 +3,9 @@
 //! Also fills in, from the acknowledgements that all clients got, how long each fault kept everybody from writing.
 
 use super::step::{Done, millis};
+use super::watch::Turn;
 use crate::fault::{Expected, Fault};
-use crate::record::{At, FaultRecord, Outcome, Reign, Verdict};
+use crate::record::{At, FaultRecord, Outcome, Reign, Steps, Verdict};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -23,15 +24,37 @@ pub struct Cause {
     pub to: At,
 }
 
-/// Fill in outage and return of every fault of a step. `acknowledged` is sorted; `now` is the end of the run.
-pub fn measure(done: &mut Done, acknowledged: &[At], now: At) {
+/// What was seen from outside while the run went. All are sorted.
+pub struct Seen<'a> {
+    /// Instants at which a write was acknowledged to somebody.
+    pub acknowledged: &'a [At],
+    pub reigns: &'a [Reign],
+    pub turns: &'a [Turn],
+    /// The end of the run.
+    pub end: At,
+}
+
+/// Fill in outage and return of every fault of a step, and the first failover in its wake.
+pub fn measure(done: &mut Done, seen: &Seen<'_>) {
+    let (acknowledged, now) = (seen.acknowledged, seen.end);
     let first = acknowledged.partition_point(|at| *at <= done.healed);
     let writable = acknowledged.get(first).map(|at| millis(at.since(done.healed)));
     let end = done.whole.unwrap_or(now);
     for record in &mut done.records {
         record.writable_after_heal_ms = writable;
         record.outage_ms = longest_gap(acknowledged, record.from, end).map(millis);
+        record.steps = steps(record.from, end, seen);
     }
+}
+
+/// The first failover between `from` and `to`; `None`: there was none.
+fn steps(from: At, to: At, seen: &Seen<'_>) -> Option<Steps> {
+    let within = |at: At| from <= at && at <= to;
+    let noticed = seen.turns.iter().find(|t| within(t.at) && t.phase == "electing")?;
+    let elected = seen.turns.iter().find(|t| t.at >= noticed.at && t.epoch >= noticed.epoch && t.phase == "promoting");
+    let promoted = seen.reigns.iter().filter(|r| r.epoch >= noticed.epoch && within(r.from)).map(|r| r.from).min();
+    let first_write = promoted.and_then(|at| seen.acknowledged.get(seen.acknowledged.partition_point(|a| *a < at)).copied());
+    Some(Steps { noticed: Some(noticed.at), elected: elected.map(|t| t.at), promoted, first_write })
 }
 
 /// Longest time between two acknowledgements that overlaps `from`..`to`; one that has not ended counts up to `to`.
@@ -64,7 +87,11 @@ pub fn availability(steps: &[Done], catalogue: &[Fault]) -> Verdict {
         writable.extend(first.and_then(|r| r.writable_after_heal_ms));
         redundant.extend(first.and_then(|r| r.redundant_after_heal_ms));
         if done.whole.is_none() && done.records.iter().all(|r| handled(&r)) {
-            verdict.witness.push(format!("{} healed at {:.1} s: not redundant by itself afterwards", names.join(" + "), seconds(done.healed)));
+            verdict.witness.push(format!(
+                "{} healed at {:.1} s: not redundant by itself afterwards",
+                names.join(" + "),
+                seconds(done.healed)
+            ));
             verdict.witness.extend(done.notes.iter().cloned());
         }
     }
@@ -168,9 +195,21 @@ mod tests {
         let acknowledged = [at(0), at(100), at(4_000), at(4_100), at(4_200)];
         let mut done = Done { healed: at(3_900), whole: Some(at(4_150)), ..Done::default() };
         done.records.push(FaultRecord { from: at(500), ..FaultRecord::default() });
-        measure(&mut done, &acknowledged, at(9_000));
+        measure(&mut done, &Seen { acknowledged: &acknowledged, reigns: &[], turns: &[], end: at(9_000) });
         assert_eq!(done.records[0].outage_ms, Some(3_900));
         assert_eq!(done.records[0].writable_after_heal_ms, Some(100));
+    }
+
+    #[test]
+    fn a_failover_is_told_in_its_steps() {
+        let turn = |ms, epoch, phase: &str| Turn { at: at(ms), epoch, phase: phase.into() };
+        let turns = [turn(0, 1, "steady"), turn(3_000, 2, "electing"), turn(3_200, 2, "promoting"), turn(3_600, 2, "steady")];
+        let reigns = [reign("dc1", 1, 0, 900), reign("dc2", 2, 3_500, 9_000)];
+        let seen = Seen { acknowledged: &[at(900), at(3_550), at(3_700)], reigns: &reigns, turns: &turns, end: at(9_000) };
+        let found = steps(at(1_000), at(5_000), &seen).unwrap();
+        assert_eq!((found.noticed, found.elected), (Some(at(3_000)), Some(at(3_200))));
+        assert_eq!((found.promoted, found.first_write), (Some(at(3_500)), Some(at(3_550))));
+        assert_eq!(steps(at(4_000), at(5_000), &seen), None);
     }
 
     #[test]

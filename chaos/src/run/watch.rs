@@ -6,18 +6,20 @@
 //! Two nodes that call themselves primary at once are no fault yet: one that is cut off learns of its end only when its lease is
 //! over, and nobody confirms what it commits. Whether two *acknowledged* writes is for the checkers to find in the histories.
 
-use crate::cluster::{Cluster, Status, get};
+use crate::cluster::{Cluster, Status, System, get};
 use crate::record::{At, Reign, RunClock};
 use crate::world::World;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::{Client, Config, NoTls};
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Parts of a failover last some hundred milliseconds.
+const PHASE_EVERY: Duration = Duration::from_millis(100);
 /// The server is in the same datacenter: it answers soon or is in trouble.
 const ANSWER_LIMIT: Duration = Duration::from_millis(1_000);
 /// A reign goes on over looks that failed, where it was the same primary afterwards.
@@ -35,16 +37,30 @@ struct Look {
     timeline: u32,
 }
 
+/// From this moment a node said that the cluster is in this phase of this epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    pub at: At,
+    pub epoch: u64,
+    pub phase: String,
+}
+
+#[derive(Default)]
+struct Seen {
+    looks: Vec<Look>,
+    turns: Vec<Turn>,
+}
+
 /// Asks until it is stopped.
 pub struct Watch {
-    looks: Arc<Mutex<Vec<Look>>>,
+    seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
     ended: Vec<oneshot::Receiver<()>>,
 }
 
 impl Watch {
     pub fn start(world: &World, cluster: &Cluster, clock: RunClock) -> Watch {
-        let (looks, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (seen, stop) = (Arc::<Mutex<Seen>>::default(), Arc::new(AtomicBool::new(false)));
         let watched = cluster.nodes().iter().filter(|n| !n.witness);
         let ended = watched.filter_map(|node| {
             let site = world.sites().iter().find(|s| s.name() == node.name)?;
@@ -53,30 +69,31 @@ impl Watch {
                 node: node.name.clone(),
                 postgres: SocketAddr::from((Ipv4Addr::LOCALHOST, ports.postgres)),
                 http: SocketAddr::from((Ipv4Addr::LOCALHOST, ports.http)),
-                status_path: cluster.system().status_path(),
+                system: cluster.shared_system(),
                 password: cluster.password().to_owned(),
-                looks: Arc::clone(&looks),
+                seen: Arc::clone(&seen),
                 stop: Arc::clone(&stop),
                 clock,
             };
             Some(site.runtime().spawn(move || eye.watch()))
         });
         let ended = ended.collect();
-        Watch { looks, stop, ended }
+        Watch { seen, stop, ended }
     }
 
     /// Reigns so far.
     pub fn reigns(&self) -> Vec<Reign> {
-        reigns(&self.looks.lock().unwrap_or_else(PoisonError::into_inner))
+        reigns(&self.seen.lock().unwrap_or_else(PoisonError::into_inner).looks)
     }
 
-    /// Stop asking.
-    pub fn stop(self) -> Vec<Reign> {
+    /// Stop asking: who reigned, and the turns that the cluster took, in order.
+    pub fn stop(self) -> (Vec<Reign>, Vec<Turn>) {
         self.stop.store(true, Ordering::Relaxed);
-        let Watch { looks, ended, .. } = self;
         // Each look has a bound, so these end.
-        ended.into_iter().for_each(|end| drop(end.blocking_recv()));
-        reigns(&looks.lock().unwrap_or_else(PoisonError::into_inner))
+        self.ended.into_iter().for_each(|end| drop(end.blocking_recv()));
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.turns.sort_by_key(|turn| turn.at);
+        (reigns(&seen.looks), std::mem::take(&mut seen.turns))
     }
 }
 
@@ -85,15 +102,39 @@ struct Eye {
     node: String,
     postgres: SocketAddr,
     http: SocketAddr,
-    status_path: String,
+    system: Arc<dyn System>,
     password: String,
-    looks: Arc<Mutex<Vec<Look>>>,
+    seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
     clock: RunClock,
 }
 
 impl Eye {
     async fn watch(self) {
+        tokio::join!(self.who(), self.phases());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the node says of the cluster's phase, whenever it changes.
+    async fn phases(&self) {
+        let mut last = (0, String::new());
+        while !self.stop.load(Ordering::Relaxed) {
+            let at = self.clock.now();
+            if let Some(status) = self.status().await {
+                let now = (status.epoch, status.phase);
+                if now != last {
+                    self.lock().turns.push(Turn { at, epoch: now.0, phase: now.1.clone() });
+                    last = now;
+                }
+            }
+            sleep(PHASE_EVERY).await;
+        }
+    }
+
+    async fn who(&self) {
         let mut config = Config::new();
         config.host(self.postgres.ip().to_string()).port(self.postgres.port()).user("postgres").password(&self.password);
         config.dbname("postgres").application_name("chaos-watch").connect_timeout(ANSWER_LIMIT);
@@ -119,7 +160,7 @@ impl Eye {
             if column(0) == "false" {
                 epoch = self.epoch().await.unwrap_or(epoch);
                 let look = Look { at, node: self.node.clone(), epoch, timeline: column(1).parse().unwrap_or(0) };
-                self.looks.lock().unwrap_or_else(PoisonError::into_inner).push(look);
+                self.lock().looks.push(look);
             }
             sleep(LOOK_EVERY).await;
         }
@@ -127,9 +168,15 @@ impl Eye {
 
     /// The epoch that this node takes itself to be primary of.
     async fn epoch(&self) -> Option<u64> {
-        let body = get(self.http, &self.status_path, ANSWER_LIMIT).await.ok()?;
-        let status: Status = serde_json::from_str(&body).ok()?;
+        let status = self.status().await?;
         (status.primary.as_deref() == Some(self.node.as_str())).then_some(status.epoch)
+    }
+}
+
+impl Eye {
+    async fn status(&self) -> Option<Status> {
+        let body = get(self.http, &self.system.status_path(), ANSWER_LIMIT).await.ok()?;
+        self.system.parse_status(&self.node, &body).ok()
     }
 }
 
@@ -161,7 +208,8 @@ mod tests {
 
     #[test]
     fn looks_of_one_primary_are_one_reign() {
-        let seen = [look(0, "dc1", 1, 1), look(200, "dc1", 1, 1), look(1_500, "dc1", 1, 1), look(1_600, "dc2", 2, 1), look(1_800, "dc2", 2, 2)];
+        let seen =
+            [look(0, "dc1", 1, 1), look(200, "dc1", 1, 1), look(1_500, "dc1", 1, 1), look(1_600, "dc2", 2, 1), look(1_800, "dc2", 2, 2)];
         let found = reigns(&seen);
         assert_eq!(found.len(), 2, "{found:?}");
         assert_eq!((found[0].from, found[0].to), (At(0), At(1_500_000)));

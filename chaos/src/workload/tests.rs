@@ -12,6 +12,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::sync_channel;
 use tempfile::TempDir;
 
+/// Fifteen hundred writes, of which one in twenty-five is a session's.
+const LEAST: Least = Least { acknowledged: 30, reads: 20 };
+
 /// A server of our own, ended with the test.
 struct Server {
     dir: TempDir,
@@ -142,6 +145,17 @@ fn until_ready(place: &Place) {
     panic!("the test's PostgreSQL does not come up");
 }
 
+/// On a busy machine this takes longer.
+fn until_acknowledged(running: &Running, count: u64) {
+    for _ in 0..1200 {
+        if running.progress().acknowledged >= count {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("the clients are stuck: {:?}", running.progress());
+}
+
 fn outcomes(verdicts: &[Verdict]) -> Vec<(&str, Outcome)> {
     verdicts.iter().map(|verdict| (verdict.checker.as_str(), verdict.outcome)).collect()
 }
@@ -159,19 +173,18 @@ fn a_healthy_server_that_is_killed_once_passes_every_checker_and_tampering_fails
     // One node under two names cannot have one writer for each timeline: without watchers' beats.
     let plan = Plan { per_second: 300.0, deadline: Duration::from_secs(3), watch_alone: false, ..Plan::default() };
     let running = start(&places, &login(), clock, &plan).unwrap();
-    std::thread::sleep(Duration::from_secs(4));
+    until_acknowledged(&running, 700);
     server.kill();
+    // Long enough to be an outage whatever the machine does besides.
     std::thread::sleep(Duration::from_secs(1));
     server.run();
-    std::thread::sleep(Duration::from_secs(4));
-    let progress = running.progress();
+    until_acknowledged(&running, 1500);
     let mut histories = running.stop().unwrap();
     histories.beats.clear();
-    assert!(progress.acknowledged > 500, "{progress:?}");
     assert!(histories.outages.iter().any(|outage| outage.to.since(outage.from) > Duration::from_millis(900)), "{:?}", histories.outages);
     let mut end = final_reads::gather(&places[..1], &login(), clock, Duration::from_secs(10)).unwrap();
     end.nodes[0].amcheck = Some(final_reads::amcheck(command("pg_amcheck"), &places[0], &login(), true));
-    let verdicts = check::all(&histories, &end, Least::default());
+    let verdicts = check::all(&histories, &end, LEAST);
     for verdict in &verdicts {
         println!("{:?} {}: {} {:?} {:?}", verdict.outcome, verdict.checker, verdict.summary, verdict.counts, verdict.witness);
     }
@@ -188,7 +201,7 @@ fn a_healthy_server_that_is_killed_once_passes_every_checker_and_tampering_fails
          UPDATE chaos_version SET version = 1 WHERE id = (SELECT min(id) FROM chaos_version)",
     );
     let end = final_reads::gather(&places[..1], &login(), clock, Duration::from_secs(10)).unwrap();
-    let verdicts = check::all(&histories, &end, Least::default());
+    let verdicts = check::all(&histories, &end, LEAST);
     let failed: Vec<_> = outcomes(&verdicts).into_iter().filter(|(_, outcome)| *outcome == Outcome::Failed).map(|(name, _)| name).collect();
     let wanted = ["set", "list-append serializable", "list-append repeatable-read", "register", "bank", "session"];
     for name in wanted {

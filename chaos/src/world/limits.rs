@@ -32,7 +32,7 @@ impl Controller {
 }
 
 /// Where the limits of one datacenter are written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Limits {
     /// Of version 2.
     own: PathBuf,

@@ -62,8 +62,8 @@ impl Site {
         &self.logs
     }
 
-    /// A command that starts in the datacenter's network and cgroup, with its clocks, and in a process group of its own, which Ctrl-C in the harness's
-    /// terminal does not reach. It fails to start once the world has gone down.
+    /// A command that starts in the datacenter's network and cgroup, with its clocks. It is in a process group of its own, which Ctrl-C
+    /// in the harness's terminal does not reach. It fails to start once the world has gone down.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);

@@ -30,10 +30,8 @@ fn a_power_loss_keeps_what_was_synced_and_loses_the_rest() {
     println!("{} MB/s written", 300_000_000 / clock.now().0);
     // Two things can be lost: what the kernel has not written yet (b), and what the disk has not flushed (c).
     assert!(sh(site, "echo synced > a && head -c 1M /dev/zero > c && sync a c . && cp c b"));
-    assert!(sh(
-        site,
-        "yes | head -c 1M > /dev/shm/chaos-ones-$$ && dd if=/dev/shm/chaos-ones-$$ of=c bs=1M oflag=direct conv=notrunc status=none; rm /dev/shm/chaos-ones-$$"
-    ));
+    let ones = "t=$(mktemp -p /dev/shm) && yes | head -c 1M > $t && dd if=$t of=c bs=1M oflag=direct conv=notrunc status=none && rm $t";
+    assert!(sh(site, ones));
     assert!(sh(site, "grep -q y c"));
     let file = site.dir().join("b");
     let mut holder = site.command("sh").arg("-c").arg(format!("exec 3<> {}; sleep 1000", file.display())).spawn().expect("starts");

@@ -63,11 +63,11 @@ fn as_a_child() {
             hung.hang(true);
             let mut write = world.sites()[1].command("sh");
             let line = format!("echo x > {0}; sync {0}", world.sites()[1].dir().join("a").display());
-            let _writer = write.args(["-c", &line]).spawn().expect("starts");
+            let mut writer = write.args(["-c", &line]).spawn().expect("starts");
             assert!(external::wait_until(Duration::from_secs(5), || hung.counters().hung > 0));
             println!("\nworld is up");
             // Until the test kills this process.
-            child.wait().expect("ended");
+            child.wait().and_then(|_| writer.wait()).expect("ended");
         }
         _ => {}
     }
