@@ -83,7 +83,7 @@ pub(super) const FAULTS: &[Fault] = &[
         wipe(i, i.target(), Part::Consensus)
     })
     .destroys(),
-    fault("data-directory-vanishes", Aim::Primary, "The primary's data directory is moved away while its Postgres runs.", vanish)
+    fault("data-directory-vanishes", Aim::Primary, "The primary's data directory is removed while its Postgres runs.", vanish)
         .hold(65, 80)
         .known(
             "new connections are refused and nobody is elected until Postgres misses its own lock file, which it looks for once a minute",
@@ -322,14 +322,16 @@ fn spoil_heap<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
 
 fn vanish(i: &mut Injected<'_>) -> Result<()> {
     let target = i.target();
-    let (place, away) = (target.pgdata(), target.data_dir().join("vanished"));
     let log = Tail::of(target.postgres_log());
-    let removing = away.clone();
-    i.undo("remove what vanished", move || fs::remove_dir_all(&removing).context("cannot remove it"));
-    fs::rename(&place, &away).with_context(|| format!("cannot move {} away", place.display()))?;
-    i.prove(format!("{} without its data directory", target.name()), move || {
-        log.line(&["lock file", "could not open file"]).map(|line| format!("{}: {line}", target.name()))
+    i.undo("nothing to mend: what was removed is copied anew", || Ok(()));
+    // Some files resist: Postgres makes new ones meanwhile.
+    let removed = run(Command::new("rm").arg("-rf").arg(target.pgdata()));
+    i.prove(format!("{} misses its files", target.name()), move || {
+        log.line(&["could not open file", "lock file", "No such file"]).map(|line| format!("{}: {line}", target.name()))
     });
+    if target.pgdata().join("global/pg_control").exists() {
+        removed.context("the data directory is still there")?;
+    }
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 //! A small workload for [`super::try_one`]: a client in each datacenter writes numbers through its proxy and keeps a ledger of what was
-//! acknowledged; afterwards every node must hold it all, once. The run's own workloads and checkers are far stricter.
+//! acknowledged; afterwards every node must hold it all, once. Another one in each reads what the primary's listener shows. The run's own workloads and checkers are far stricter.
 
 use super::aim::{self, Target};
 use super::injected::Ctx;
@@ -19,6 +19,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(35);
 pub struct Ledger {
     stop: CancellationToken,
     acknowledged: Arc<Mutex<BTreeSet<i64>>>,
+    /// Reads that came too late to be true, in words.
+    stale: Arc<Mutex<Vec<String>>>,
 }
 
 impl Ledger {
@@ -29,7 +31,9 @@ impl Ledger {
     pub fn open(ctx: &Ctx<'_>) -> Result<Ledger> {
         let first = aim::all(ctx).into_iter().next().context("no datacenter")?;
         ctx.cluster.sql(first.name(), cluster::Target::Proxy, "CREATE TABLE IF NOT EXISTS chaos_ledger (id bigint NOT NULL)")?;
-        let ledger = Ledger { stop: CancellationToken::new(), acknowledged: Arc::default() };
+        let there = ctx.cluster.sql(first.name(), cluster::Target::Proxy, "SELECT count(*) FROM chaos_ledger")?;
+        let there = there.first().and_then(|row| row.first()?.as_deref()?.parse().ok()).context("a count")?;
+        let ledger = Ledger { stop: CancellationToken::new(), acknowledged: Arc::default(), stale: Arc::default() };
         // Numbers of trials after each other never meet.
         let base = i64::try_from(ctx.clock.now().0).context("the clock")?;
         for target in aim::all(ctx) {
@@ -54,8 +58,37 @@ impl Ledger {
                 let _: Option<()> = stop.run_until_cancelled(writing).await;
             };
             drop(target.site.runtime().spawn(client));
+            ledger.read(ctx, target, there);
         }
         Ok(ledger)
+    }
+
+    /// A client that reads through the primary's listener: what was acknowledged to anybody before it asked, it must see.
+    fn read(&self, ctx: &Ctx<'_>, target: Target<'_>, there: usize) {
+        let (login, stop, clock) = (Login::of(ctx, ctx.cluster.ports().primary), self.stop.clone(), ctx.clock);
+        let (acknowledged, stale, name) = (Arc::clone(&self.acknowledged), Arc::clone(&self.stale), target.name().to_owned());
+        let client = move || async move {
+            let reading = async {
+                loop {
+                    let session = login.with(async |client| {
+                        loop {
+                            let (asked, before) = (clock.now(), there + acknowledged.lock().unwrap_or_else(PoisonError::into_inner).len());
+                            let row = client.query_one("SELECT count(*), host(inet_server_addr()) FROM chaos_ledger", &[]).await?;
+                            let (seen, server) = (usize::try_from(row.get::<_, i64>(0)).unwrap_or(0), row.get::<_, Option<String>>(1));
+                            if seen < before {
+                                let words = format!("{name} asked at {} µs and saw {seen} of {before} writes on {server:?}", asked.0);
+                                stale.lock().unwrap_or_else(PoisonError::into_inner).push(words);
+                            }
+                            tokio::time::sleep(PAUSE).await;
+                        }
+                    });
+                    let _: Result<Result<()>, _> = tokio::time::timeout(ANSWER_LIMIT * 4, session).await;
+                    tokio::time::sleep(PAUSE).await;
+                }
+            };
+            let _: Option<()> = stop.run_until_cancelled(reading).await;
+        };
+        drop(target.site.runtime().spawn(client));
     }
 
     /// How many writes were acknowledged so far.
@@ -86,6 +119,10 @@ impl Ledger {
             if there.len() != ids.len() {
                 bail!("{} writes are on {} more than once", ids.len() - there.len(), target.name());
             }
+        }
+        let stale = self.stale.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(first) = stale.first() {
+            bail!("{} reads through the primary's listener missed acknowledged writes; the first: {first}", stale.len());
         }
         Ok(format!("{} acknowledged writes are on every node, once", acknowledged.len()))
     }

@@ -173,7 +173,8 @@ pub(super) const FAULTS: &[Fault] = &[
         "Every TCP connection between the primary's datacenter and others is reset, and each new one too.",
         reset,
     )
-    .hold(1, 5),
+    .hold(4, 8)
+    .known("members that are refused by whatever stands between take the primary for dead, and elect before its lease has ended"),
     fault("half-open", Aim::Link, "A line is silent for a minute, without a reset, and then speaks again on the old connections.", |i| {
         let [one, other] = pair(i)?;
         i.cut_both(one, other)

@@ -86,7 +86,7 @@ impl fmt::Display for Trial {
 /// There is no such fault, or it could not be injected. A cluster that does not come back is no error here: see [`Trial`].
 pub fn try_one(name: &str, ctx: &Ctx<'_>) -> Result<Trial> {
     let fault = super::named(name).with_context(|| format!("no fault is called {name}; `chaos list` shows all"))?;
-    ctx.cluster.until_redundant(REDUNDANT_LIMIT).context("before the fault")?;
+    until_whole(ctx).context("before the fault")?;
     let ledger = Ledger::open(ctx)?;
     let mut injected = inject(fault, ctx)?;
     let began = ctx.clock.now();
@@ -98,9 +98,15 @@ pub fn try_one(name: &str, ctx: &Ctx<'_>) -> Result<Trial> {
     let healed = ctx.clock.now();
     let in_words = |error: anyhow::Error| format!("{error:#}");
     let writable_after = until_written(ctx, &ledger);
-    let redundant_after = ctx.cluster.until_redundant(REDUNDANT_LIMIT).map(|_| ctx.clock.now().since(healed)).map_err(in_words);
+    let redundant_after = until_whole(ctx).map(|_| ctx.clock.now().since(healed)).map_err(in_words);
     let ledger = ledger.close(ctx).map_err(in_words);
     Ok(Trial { name: fault.name, aim, held, proof, missing, heal_error, writable_after, redundant_after, ledger, expected: fault.expected })
+}
+
+/// Redundant, and nobody is missing: a member that was removed is no member, and would not be missed.
+fn until_whole(ctx: &Ctx<'_>) -> Result<Duration> {
+    let all = ctx.cluster.nodes().len();
+    ctx.cluster.until("whole", REDUNDANT_LIMIT, |status| status.is_redundant() && status.members.len() == all)
 }
 
 /// Until a client's write is acknowledged.
