@@ -1,5 +1,6 @@
 //! A small workload for [`super::try_one`]: a client in each datacenter writes numbers through its proxy and keeps a ledger of what was
-//! acknowledged; afterwards every node must hold it all, once. Another one in each reads what the primary's listener shows. The run's own workloads and checkers are far stricter.
+//! acknowledged; afterwards every node must hold it all, once. Another client in each reads what the primary's listener shows, which
+//! must never lack what was acknowledged before. The run's own workloads and checkers are far stricter.
 
 use super::aim::{self, Target};
 use super::injected::Ctx;
