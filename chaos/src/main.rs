@@ -12,13 +12,46 @@
 //! inconclusive.
 
 mod check;
+mod cli;
 mod cluster;
 mod fault;
-mod peers;
 mod record;
 mod report;
 mod run;
+mod verbs;
 mod workload;
 mod world;
 
-fn main() {}
+use clap::Parser;
+use cli::{Cli, Verb};
+use std::process::ExitCode;
+
+/// No run took place: something is missing, or was said wrongly.
+const COULD_NOT_RUN: u8 = 2;
+/// As a shell reports it for what Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let done = match &Cli::parse().verb {
+        Verb::Run(args) => verbs::run(args.seed, &args.what, &args.with),
+        Verb::Replay(args) => verbs::run(Some(args.seed), &args.what, &args.with),
+        Verb::Soak(args) => verbs::soak(args),
+        Verb::Try { words } => fault::command(words).map(|()| ExitCode::SUCCESS),
+        Verb::List => verbs::list(),
+        Verb::Mutants(args) => verbs::mutants(args),
+        Verb::Up(args) => verbs::up(args),
+        Verb::Down => verbs::down(),
+        Verb::Report(args) => verbs::report(args),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) if error.is::<run::Interrupted>() => {
+            anstream::eprintln!("interrupted: nothing is concluded");
+            ExitCode::from(INTERRUPTED)
+        }
+        Err(error) => {
+            anstream::eprintln!("error: {error:#}");
+            ExitCode::from(COULD_NOT_RUN)
+        }
+    }
+}

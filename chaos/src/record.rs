@@ -87,6 +87,22 @@ pub struct FaultRecord {
     pub writable_after_heal_ms: Option<u64>,
     /// Heal → all members stream and the rule is full.
     pub redundant_after_heal_ms: Option<u64>,
+    /// When the fault led to a failover and its steps were seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Steps>,
+}
+
+/// The steps of the first failover after a fault, as the cluster's history and the clients tell them; one not seen is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Steps {
+    /// The cluster decided that the primary is lost.
+    pub noticed: Option<At>,
+    pub elected: Option<At>,
+    /// Postgres left recovery.
+    pub promoted: Option<At>,
+    /// The first write that the new primary acknowledged.
+    pub first_write: Option<At>,
 }
 
 /// A primary as clients saw it.

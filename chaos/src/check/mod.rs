@@ -1,1 +1,80 @@
 //! Checkers: pure functions from histories to verdicts.
+//!
+//! | checker | promise | what fails it |
+//! |---|---|---|
+//! | [`set`] | an acknowledged row is on every node, once | lost, twice, or there although refused or never sent |
+//! | [`list_append`] | strict serialisability; strong snapshot isolation | any anomaly that `adya` finds, a value from nowhere |
+//! | [`register`] | each key is linearizable | no order explains what was read |
+//! | [`bank`] | every snapshot has all the money | another sum |
+//! | [`session`] | read your writes, monotonic reads, writes follow reads | an older version than was known |
+//! | [`replica`] | what anybody read anywhere is there at the end | a row that was seen and is gone |
+//! | [`contract`] | 08006 and 40001: not applied; 08007: unknown | a refused write that was applied; a false acknowledgement |
+//! | [`dual_primary`] | one node acknowledges at a time | an older timeline that acknowledges after a newer one |
+//! | [`administrator`] | a command takes effect at most once | more switchovers than commands |
+//! | [`copies`] | equal nodes, sound files | different hashes, histories, pg_amcheck, checksums |
+//!
+//! Deliberately absent: any look at the cluster, and "passed" where too little was seen.
+
+#![expect(dead_code, reason = "used once `run` joins the parts")]
+
+pub mod administrator;
+pub mod bank;
+pub mod case;
+pub mod contract;
+pub mod copies;
+pub mod dual_primary;
+pub mod list_append;
+pub mod register;
+pub mod replica;
+pub mod session;
+pub mod set;
+pub mod wgl;
+
+#[cfg(test)]
+mod made;
+
+use crate::record::{Reign, Verdict};
+use crate::workload::final_state::Final;
+use crate::workload::history::{Histories, Level};
+
+/// The least that must have been seen of each kind before anything passes.
+#[derive(Clone, Copy, Debug)]
+pub struct Least {
+    pub acknowledged: usize,
+    pub reads: usize,
+}
+
+impl Default for Least {
+    /// What some ten seconds of the default rate bring.
+    fn default() -> Least {
+        Least { acknowledged: 50, reads: 20 }
+    }
+}
+
+/// Every checker's verdict, in the order of the table above.
+#[must_use]
+pub fn all(histories: &Histories, end: &Final, least: Least) -> Vec<Verdict> {
+    let mut verdicts = vec![
+        set::check(histories, end, least),
+        list_append::check(histories, end, Level::Serializable, least),
+        list_append::check(histories, end, Level::RepeatableRead, least),
+        register::check(histories, end, least),
+        bank::check(histories, end, least),
+        session::check(histories, end, least),
+        replica::check(histories, end, least),
+        contract::check(histories, end, least),
+        dual_primary::check(histories, least),
+    ];
+    // Where nobody gave commands there is nothing to conclude, and no failure to be suspected.
+    if !histories.commands.is_empty() {
+        verdicts.push(administrator::check(histories, end));
+    }
+    verdicts.extend([copies::copies(end), copies::amcheck(end), copies::checksums(end)]);
+    verdicts
+}
+
+/// Who was primary when, as the watchers saw it, with the epochs that `history` gives to the timelines.
+#[must_use]
+pub fn reigns(histories: &Histories, end: &Final) -> Vec<Reign> {
+    dual_primary::reigns(histories, end)
+}

@@ -1,1 +1,42 @@
 //! The record for people: terminal, JSON, one self-contained HTML page.
+//!
+//! ```text
+//!   Record ──► stats (figures) ──► page (HTML) ◄── timeline, outages, shape (SVG) ◄── svg, scale, text
+//!                    ├──────────► summary (terminal)          compare (several records side by side)
+//!                    └──────────► outcome (one word, with reasons)
+//! ```
+//! Everything but [`terminal`] and [`files`] is a function from a record to text. Each text that did not come from here (names,
+//! proofs, witnesses) goes through [`text::escape`] on its way into markup.
+//! Deliberately absent: scripts and external resources in what is written, and figures from faults that did not take hold.
+
+#![expect(dead_code, unused_imports, reason = "used once run joins the parts")]
+
+mod compare;
+mod compare_charts;
+mod files;
+mod markdown;
+mod outages;
+mod outcome;
+mod page;
+#[cfg(test)]
+mod sample;
+mod scale;
+mod shape;
+mod stats;
+mod summary;
+mod svg;
+mod tables;
+mod terminal;
+mod text;
+mod timeline;
+mod timeline_charts;
+
+pub use compare::comparison;
+pub use files::{Written, from_json, read, to_json, write};
+pub use markdown::markdown;
+pub use outcome::{Judgement, judge};
+pub use page::page;
+pub use shape::shape_of_failover;
+pub use summary::summary;
+pub use terminal::{Event, Status, Terminal};
+pub use timeline::picture;

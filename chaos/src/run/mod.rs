@@ -1,1 +1,33 @@
 //! A run: from a seed to a plan, through the faults, to a record.
+//!
+//! ```text
+//!   settings ──► plan (seed → steps) ──► session: world, cluster, workloads
+//!                                            │   for each step: phase ─► inject ─► hold ─► mend ─► whole again     (step)
+//!                                            │   meanwhile: who is primary (watch), how it goes (voice)
+//!                                            └─► final reads ─► checkers, and the run's own verdicts ─► record
+//! ```
+//! Deliberately absent: any verdict on a run that was interrupted, and any decision by wall time.
+//!
+//! Entry points: [`session::run`], [`mutants::run`].
+
+mod clients;
+mod lists;
+mod logs;
+pub mod mutants;
+mod pace;
+mod phase;
+mod plan;
+pub mod session;
+mod settings;
+mod step;
+mod verdicts;
+mod versions;
+mod voice;
+mod watch;
+
+pub use lists::{HUNT, SHORT, STANDARD, listed};
+pub use pace::Interrupted;
+pub use plan::Mode;
+pub use session::Finished;
+pub use settings::Settings;
+pub use voice::Voice;

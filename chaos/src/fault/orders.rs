@@ -1,0 +1,76 @@
+//! Orders of an administrator: `trilithon …` in a datacenter, at once or in the background, and what came of them.
+
+use super::aim::Target;
+use super::injected::Injected;
+use anyhow::{Context as _, Result};
+use std::process::Output;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A switchover may take its whole timeout of 20 s, and a copy longer; nobody waits for the latter.
+const ORDER_LIMIT: Duration = Duration::from_secs(45);
+
+/// An order that was given and whose outcome may still be open.
+#[derive(Clone)]
+pub struct Order {
+    words: String,
+    outcome: Arc<Mutex<Option<String>>>,
+}
+
+impl Order {
+    /// "`switchover --to dc2`: done: …"; `None` while it is open.
+    pub fn outcome(&self) -> Option<String> {
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        outcome.as_ref().map(|outcome| format!("`{}`: {outcome}", self.words))
+    }
+
+    /// Was it carried out, as far as its exit code tells?
+    pub fn is_done(&self) -> bool {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|o| o.starts_with("done"))
+    }
+}
+
+/// Give an order in the target's datacenter, without waiting for its outcome.
+///
+/// # Errors
+/// There is no such command line, or the machine has no thread left.
+pub fn give<'a>(i: &mut Injected<'a>, target: Target<'a>, words: &[&str]) -> Result<Order> {
+    let command = i.ctx.cluster.system().cli(target.site, words)?;
+    let order = Order { words: words.join(" "), outcome: Arc::default() };
+    let outcome = Arc::clone(&order.outcome);
+    let thread = std::thread::Builder::new().name("chaos-order".to_owned()).spawn(move || {
+        let said = crate::cluster::output_within(command, ORDER_LIMIT);
+        let words = said.map_or_else(|error| format!("no outcome: {error:#}"), |output| in_words(&output));
+        *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+    });
+    let thread = thread.context("no thread for an order")?;
+    i.afterwards(format!("the outcome of `{}`", order.words), move || thread.join().map_err(|_| anyhow::anyhow!("its thread panicked")));
+    Ok(order)
+}
+
+/// Give orders one after the other in the background until the fault heals; their outcomes do not matter.
+///
+/// # Errors
+/// As of [`give`].
+pub fn series<'a>(i: &mut Injected<'a>, target: Target<'a>, all: &[&[&str]]) -> Result<()> {
+    let system = i.ctx.cluster.system();
+    let mut commands = all.iter().map(|words| system.cli(target.site, words)).collect::<Result<Vec<_>>>()?.into_iter();
+    let toil = super::toil::Toil::begin("chaos-orders", move |rest| match commands.next() {
+        Some(command) => drop(crate::cluster::output_within(command, ORDER_LIMIT)),
+        None => rest.sleep(Duration::from_secs(1)),
+    })?;
+    i.undo("the last of the orders", move || toil.end());
+    Ok(())
+}
+
+/// Exit code and the last line of what it said.
+pub fn in_words(output: &Output) -> String {
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    let text = super::evidence::plain(&String::from_utf8_lossy(&text));
+    let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
+    match output.status.code() {
+        Some(0) => format!("done: {last}"),
+        Some(code) => format!("exit {code}: {last}"),
+        None => format!("{}: {last}", output.status),
+    }
+}

@@ -1,0 +1,178 @@
+//! Several things at once: what really happens to datacenters.
+
+use super::aim::Target;
+use super::injected::Injected;
+use super::kinds::{Aim, Family, Fault, Needs, Phase};
+use super::{disk, process};
+use anyhow::{Context as _, Result, anyhow, bail};
+use rand::Rng as _;
+use rand::seq::SliceRandom as _;
+use std::time::Duration;
+
+const fn fault(name: &'static str, aim: Aim, about: &'static str, inject: super::kinds::Inject) -> Fault {
+    Fault::new(Family::Together, name, aim, about, inject)
+}
+
+const ANY: &[Phase] = Phase::ALL;
+
+pub(super) const FAULTS: &[Fault] = &[
+    fault("lost-datacenter", Aim::Primary, "The primary's datacenter is gone: power and lines at the same moment.", |i| {
+        i.isolate(i.target())?;
+        lose_power(i, &[i.target()])
+    })
+    .phases(ANY),
+    fault(
+        "lost-standby-datacenter",
+        Aim::SyncStandby,
+        "A synchronous standby's datacenter is gone: power and lines at the same moment.",
+        |i| {
+            i.isolate(i.target())?;
+            lose_power(i, &[i.target()])
+        },
+    )
+    .phases(ANY),
+    fault(
+        "two-datacenters-lost",
+        Aim::Primary,
+        "Primary and one standby lose power at once: nobody has a quorum until one is back.",
+        |i| {
+            let other = i.others(i.target()).pop().context("nobody else")?;
+            lose_power(i, &[i.target(), other])
+        },
+    ),
+    fault("both-standbys-lost", Aim::Primary, "Both standbys lose power at once: the primary must acknowledge nothing more.", |i| {
+        let others = i.others(i.target());
+        lose_power(i, &others)
+    }),
+    fault("primary-cut-off-and-standby-killed", Aim::Primary, "The primary is cut off, and one of the two that should elect dies.", |i| {
+        let other = i.others(i.target()).pop().context("nobody else")?;
+        i.isolate(i.target())?;
+        process::kill_all(i, other)
+    }),
+    fault("everybody-loses-power", Aim::Everyone, "All three datacenters lose power within 50 ms, and come back together.", |i| {
+        let all = i.all_targets();
+        lose_power(i, &all)
+    })
+    .phases(ANY),
+    fault(
+        "everybody-loses-power-and-returns-in-turn",
+        Aim::Everyone,
+        "All three lose power within 50 ms; they return one at a time, in any order.",
+        |i| {
+            const APART: (u64, u64) = (500, 6_000);
+            let mut order = i.all_targets();
+            order.shuffle(&mut i.rng);
+            let pauses: Vec<Duration> = order.iter().map(|_| Duration::from_millis(i.rng.random_range(APART.0..=APART.1))).collect();
+            // Healed backwards: the first in the list is the last to return.
+            lose_power_and_return(i, &order, &pauses)
+        },
+    )
+    .hold(2, 10),
+    fault("everybody-freezes", Aim::Everyone, "All three datacenters freeze longer than any lease, and wake together.", |i| {
+        i.all_targets().into_iter().try_for_each(|target| process::freeze(i, target))
+    })
+    .hold(4, 15),
+    fault(
+        "cascade",
+        Aim::Primary,
+        "The primary is killed; two seconds later the next one freezes; two seconds later the lines are cut.",
+        |i| {
+            const APART: Duration = Duration::from_secs(2);
+            process::kill_all(i, i.target())?;
+            std::thread::sleep(APART);
+            let next = i.others(i.target()).pop().context("nobody else")?;
+            process::freeze(i, next)?;
+            std::thread::sleep(APART);
+            let last = i.others(i.target()).into_iter().next().context("nobody else")?;
+            i.both_ways(last, next, |link| link.cut = true)
+        },
+    )
+    .hold(4, 12),
+    fault("two-at-once", Aim::Everyone, "Two faults of the catalogue, chosen by the seed, at the same moment.", |i| swarm(i, 2))
+        .hold(8, 25),
+    fault("three-at-once", Aim::Everyone, "Three faults of the catalogue, chosen by the seed, at the same moment.", |i| swarm(i, 3))
+        .hold(8, 25),
+    fault("four-at-once", Aim::Everyone, "Four faults of the catalogue, chosen by the seed, at the same moment.", |i| swarm(i, 4))
+        .hold(8, 25),
+];
+
+fn lose_power<'a>(i: &mut Injected<'a>, targets: &[Target<'a>]) -> Result<()> {
+    lose_power_and_return(i, targets, &[])
+}
+
+/// Within 50 ms; with `pauses`, the healing waits so long before each return.
+fn lose_power_and_return<'a>(i: &mut Injected<'a>, targets: &[Target<'a>], pauses: &[Duration]) -> Result<()> {
+    const ALL_WITHIN: Duration = Duration::from_millis(50);
+    for (at, target) in targets.iter().copied().enumerate() {
+        let pause = pauses.get(at).copied().unwrap_or_default();
+        i.undo(format!("power for {}", target.name()), move || {
+            std::thread::sleep(pause);
+            if target.site.disk().is_some() {
+                disk::disk(target)?.remount()?;
+            }
+            target.start()
+        });
+    }
+    let clock = i.ctx.clock;
+    // From the moment its disk hangs nothing that a machine still does becomes durable: that is when its power fails.
+    let began = clock.now();
+    targets.iter().filter_map(|target| target.site.disk()).for_each(|disk| disk.hang(true));
+    let (lost, failed) = std::thread::scope(|scope| {
+        let power = |target: &Target<'a>| {
+            let site = target.site;
+            let fail = move || (clock.now(), site.power_loss(None));
+            std::thread::Builder::new().name("chaos-power".to_owned()).spawn_scoped(scope, fail)
+        };
+        let threads: Result<Vec<_>, std::io::Error> = targets.iter().map(power).collect();
+        let (mut lost, mut last) = (0, began);
+        for thread in threads.context("no thread to cut the power")? {
+            let (at, blocks) = thread.join().map_err(|_| anyhow!("a loss of power panicked"))?;
+            (lost, last) = (lost + blocks?, last.max(at));
+        }
+        Ok::<_, anyhow::Error>((lost, last))
+    })?;
+    let took = failed.since(began);
+    // Known to be dead now; without this the cluster's own service manager would start them.
+    targets.iter().for_each(|target| target.node.kill_all());
+    if targets.len() > 1 && took > ALL_WITHIN {
+        bail!("{} datacenters lost their power over {} ms, which is not at once", targets.len(), took.as_millis());
+    }
+    let names: Vec<&str> = targets.iter().map(Target::name).collect();
+    i.proved(format!("{} lost power within {} ms, and {lost} unflushed blocks", names.join(", "), took.as_millis()));
+    Ok(())
+}
+
+/// Faults that may meet any other: short of injection, and harmless to what is stored.
+fn may_meet_others(fault: &Fault) -> bool {
+    let quick = matches!(fault.family, Family::Network | Family::Process | Family::Clients | Family::Disk | Family::Clock);
+    quick && !fault.destroys && fault.phases.contains(&Phase::Steady)
+}
+
+fn swarm(i: &mut Injected<'_>, count: usize) -> Result<()> {
+    const TRIES: usize = 12;
+    let has_disks = i.all_targets().iter().all(|t| t.site.disk().is_some());
+    let has_clocks = i.all_targets().iter().all(|t| t.site.clock().is_some());
+    let possible = |fault: &&Fault| match fault.needs {
+        Needs::Nothing => true,
+        Needs::Disks => has_disks,
+        Needs::Shim => has_clocks,
+    };
+    let all: Vec<&'static Fault> = super::catalogue().iter().filter(|f| may_meet_others(f)).filter(possible).collect();
+    let mut chosen: Vec<&'static str> = Vec::new();
+    let mut refused = Vec::new();
+    for _ in 0..TRIES {
+        let fault = all[i.rng.random_range(0..all.len())];
+        if chosen.contains(&fault.name) {
+            continue;
+        }
+        // A role may be vacant after the first of them; then another fault is drawn.
+        match i.also(fault) {
+            Ok(()) => chosen.push(fault.name),
+            Err(error) => refused.push(format!("{}: {error:#}", fault.name)),
+        }
+        if chosen.len() == count {
+            return Ok(());
+        }
+    }
+    bail!("only {} of {count} faults found somebody: {}", chosen.len(), refused.join("; "))
+}

@@ -1,0 +1,156 @@
+//! Does the harness find bugs? It runs a short list of faults against a program with seeded ones, and tells when each was caught.
+//!
+//! The program is one that was built with its seeded bugs; `trilithon version --bugs` lists them, the environment variable
+//! TRILITHON_BUG switches one on. Each bug gets a world of its own. A mutant that nobody caught is a hole in the harness, and so is a
+//! first row (no bug at all) that does not pass.
+
+use super::session;
+use super::settings::Settings;
+use super::voice::Voice;
+use crate::cluster::output_within;
+use crate::record::{Outcome, RunClock, Verdict};
+use crate::report;
+use crate::world::Interrupts;
+use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Switches a seeded bug on.
+const VARIABLE: &str = "TRILITHON_BUG";
+
+/// A row of the table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Empty: no bug at all.
+    pub bug: String,
+    pub about: String,
+    /// Checkers that failed.
+    pub caught_by: Vec<String>,
+    /// From the cluster's start to the verdict, in seconds.
+    pub seconds: u64,
+    pub what: String,
+}
+
+/// A seeded bug that the program knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bug {
+    pub name: String,
+    pub about: String,
+}
+
+/// The bugs that were built into `binary`.
+///
+/// # Errors
+/// None were.
+pub fn bugs(binary: &Path) -> Result<Vec<Bug>> {
+    let mut command = Command::new(binary);
+    command.args(["version", "--bugs"]);
+    let output = output_within(command, Duration::from_secs(10))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let bugs: Vec<Bug> = text.lines().filter_map(parse).collect();
+    if !output.status.success() || bugs.is_empty() {
+        bail!("{} has no seeded bugs: build one that has, and name it with --binary", binary.display());
+    }
+    Ok(bugs)
+}
+
+/// `name  what it does`.
+fn parse(line: &str) -> Option<Bug> {
+    let (name, about) = line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), ""));
+    (!name.is_empty()).then(|| Bug { name: name.to_owned(), about: about.trim().to_owned() })
+}
+
+/// Run the list against the program without a bug and then with each; `only` names some of them.
+///
+/// # Errors
+/// The program has no seeded bugs, or a world could not be built.
+pub fn run(settings: &Settings, only: &[String], interrupts: &Interrupts, voice: &Voice) -> Result<Vec<Row>> {
+    let (clock, all) = (RunClock::start(), bugs(&settings.binary)?);
+    if let Some(unknown) = only.iter().find(|name| !all.iter().any(|b| b.name == **name)) {
+        bail!("no seeded bug is called {unknown}: `{} version --bugs` lists them", settings.binary.display());
+    }
+    let wanted = all.into_iter().filter(|b| only.is_empty() || only.contains(&b.name));
+    let none = Bug { name: String::new(), about: "no bug".to_owned() };
+    let mut rows = Vec::new();
+    for bug in std::iter::once(none).chain(wanted) {
+        if interrupts.requested() {
+            bail!(super::pace::Interrupted);
+        }
+        voice.note(clock, &format!("mutant {}", if bug.name.is_empty() { "none" } else { &bug.name }));
+        let row = one(settings, &bug, interrupts, voice).with_context(|| format!("with the bug {}", bug.name))?;
+        voice.note(
+            clock,
+            &format!("{} after {} s: {}", if row.caught_by.is_empty() { "not caught" } else { "caught" }, row.seconds, row.what),
+        );
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+fn one(settings: &Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice) -> Result<Row> {
+    let clock = RunClock::start();
+    let mut own = Settings { stop_at_first: true, ..settings.clone() };
+    if !bug.name.is_empty() {
+        own.environment.push((VARIABLE.to_owned(), bug.name.clone()));
+        own.out = settings.out.join(&bug.name);
+        own.dir = settings.dir.join(&bug.name);
+    }
+    let row =
+        |caught_by, what| Row { bug: bug.name.clone(), about: bug.about.clone(), caught_by, seconds: clock.now().0 / 1_000_000, what };
+    match session::run(&own, interrupts, voice) {
+        Ok(finished) if finished.interrupted => bail!(super::pace::Interrupted),
+        Ok(finished) => {
+            report::write(&finished.dir, &finished.record)?;
+            let failed: Vec<&Verdict> = finished.record.verdicts.iter().filter(|v| v.outcome == Outcome::Failed).collect();
+            let what = failed.first().map_or_else(|| "no checker found anything".to_owned(), |v| v.summary.clone());
+            Ok(row(failed.iter().map(|v| v.checker.clone()).collect(), what))
+        }
+        // A cluster that does not even start is a bug that nobody ships; without a bug it is the harness's failure.
+        Err(error) if !bug.name.is_empty() => {
+            Ok(row(vec!["start".to_owned()], format!("{error:#}").lines().next().unwrap_or_default().to_owned()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The table for people.
+pub fn table(rows: &[Row]) -> String {
+    let mut text = format!("{:<34} {:>8}  {:<28} {}\n", "SEEDED BUG", "SECONDS", "CAUGHT BY", "WHAT WAS SEEN");
+    for row in rows {
+        let bug = if row.bug.is_empty() { "(none)" } else { &row.bug };
+        let by = if row.caught_by.is_empty() { "nobody".to_owned() } else { row.caught_by.join(", ") };
+        text.push_str(&format!("{bug:<34} {:>8}  {by:<28} {}\n", row.seconds, row.what));
+    }
+    text
+}
+
+/// Every bug was caught, and the program without one passed.
+pub fn all_caught(rows: &[Row]) -> bool {
+    rows.iter().all(|row| row.bug.is_empty() == row.caught_by.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(bug: &str, caught: &[&str]) -> Row {
+        let caught_by = caught.iter().map(|c| (*c).to_owned()).collect();
+        Row { bug: bug.into(), about: String::new(), caught_by, seconds: 1, what: String::new() }
+    }
+
+    #[test]
+    fn a_line_is_a_name_and_what_it_does() {
+        let bug = parse("skip-seal  a node reports before it turned away").unwrap();
+        assert_eq!((bug.name.as_str(), bug.about.as_str()), ("skip-seal", "a node reports before it turned away"));
+        assert_eq!(parse("   "), None);
+    }
+
+    #[test]
+    fn the_harness_is_proved_by_every_mutant_and_by_the_one_that_is_none() {
+        assert!(all_caught(&[row("", &[]), row("a", &["set"])]));
+        assert!(!all_caught(&[row("", &["set"]), row("a", &["set"])]), "it fails without a bug");
+        assert!(!all_caught(&[row("", &[]), row("a", &[])]), "a bug gets away");
+    }
+}

@@ -1,0 +1,192 @@
+//! A whole run: world → cluster → workloads → steps → whole again → final reads → verdicts → record.
+//!
+//! Whatever ends it (the plan, the time, a failure, Ctrl-C), logs are kept, everything is taken down, and a record says how far it
+//! came. A run that was interrupted has no verdicts, so that nobody can take it for a pass.
+
+use super::pace::{Interrupted, Pace};
+use super::plan::Plan;
+use super::settings::Settings;
+use super::step::{Done, Stage};
+use super::verdicts::{self, Cause, Seen};
+use super::voice::Voice;
+use super::watch::Watch;
+use super::{clients, logs, versions};
+use crate::cluster::Cluster;
+use crate::record::{At, Outcome, Record, RunClock, Verdict};
+use crate::workload::history::{Fate, Histories};
+use crate::world::{Interrupts, World};
+use crate::{check, fault};
+use anyhow::{Context as _, Result};
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Clients warm up, and the record shows what normal is.
+const WARM_UP: Duration = Duration::from_secs(5);
+/// Before the final reads everybody must be there.
+const FINAL_LIMIT: Duration = Duration::from_secs(180);
+/// Commands take effect up to this long after they were given.
+const COMMAND_LIMIT: Duration = Duration::from_secs(25);
+
+/// What a run was.
+pub struct Finished {
+    pub record: Record,
+    /// Where its record and logs are.
+    pub dir: PathBuf,
+    pub interrupted: bool,
+}
+
+/// Make one run.
+///
+/// # Errors
+/// The machine lacks something, or world or cluster could not be started: no run took place.
+pub fn run(settings: &Settings, interrupts: &Interrupts, voice: &Voice) -> Result<Finished> {
+    let plan = settings.plan()?;
+    settings.check()?;
+    let clock = RunClock::start();
+    let token = interrupts.token().clone();
+    let pace = Pace::new(clock, move || token.is_cancelled());
+    let mut record = Record { command: settings.command(), seed: settings.seed, began: versions::now(), ..Record::default() };
+    record.world = settings.world_in_words();
+    voice.note(clock, &format!("building the world: {}", record.world));
+    let world = World::up(&settings.world())?;
+    let outcome = in_world(settings, &world, plan, &pace, &mut record, voice);
+    record.duration = clock.now();
+    world.down().context("the world is not down in full")?;
+    if !settings.keep {
+        // Logs were copied; what is left is data of the nodes, where they had no disks of their own.
+        let _ = std::fs::remove_dir_all(&settings.dir);
+    }
+    match outcome {
+        Ok(()) => Ok(Finished { record, dir: settings.out.clone(), interrupted: false }),
+        Err(error) if error.is::<Interrupted>() => {
+            record.verdicts.clear();
+            record.notes.push("interrupted: nothing is concluded".to_owned());
+            Ok(Finished { record, dir: settings.out.clone(), interrupted: true })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record: &mut Record, voice: &Voice) -> Result<()> {
+    voice.note(pace.clock, "starting the cluster");
+    let mut cluster = match Cluster::start(world, &settings.cluster()) {
+        Ok(cluster) => cluster,
+        Err(error) => {
+            logs::collect(world, None, &settings.out);
+            pace.check()?;
+            return Err(error.context(format!("logs are in {}\n{}", settings.out.join("logs").display(), logs::tails(world, 12))));
+        }
+    };
+    cluster.use_clock(pace.clock);
+    record.versions = versions::all(&cluster, &settings.binary);
+    voice.note(pace.clock, &format!("the cluster is whole after {:.1} s", Duration::from_micros(pace.now().0).as_secs_f64()));
+    let outcome = with_cluster(settings, world, &cluster, plan, pace, record, voice);
+    record.notes.extend(logs::collect(world, Some(&cluster), &settings.out));
+    cluster.kill();
+    outcome
+}
+
+/// Workloads and steps, then judgement.
+fn with_cluster(
+    settings: &Settings,
+    world: &World,
+    cluster: &Cluster,
+    plan: Plan,
+    pace: &Pace,
+    record: &mut Record,
+    voice: &Voice,
+) -> Result<()> {
+    let running = clients::start(settings, cluster, pace.clock)?;
+    let watch = Watch::start(world, cluster, pace.clock);
+    let stage = Stage {
+        world,
+        cluster,
+        running: &running,
+        pace,
+        clock: pace.clock,
+        scale: settings.scale(),
+        watch: &watch,
+        voice,
+        ends: RefCell::default(),
+    };
+    voice.begin(pace.now().after(settings.expected()));
+    let mut steps: Vec<Done> = Vec::new();
+    let stepped = make_steps(settings, &stage, plan, &mut steps);
+    // Also an interrupted run shows what it saw.
+    let healed = if stepped.is_ok() && !steps.last().is_some_and(|s| s.lost) { stage.until_whole(FINAL_LIMIT) } else { Ok(()) };
+    record.notes.extend(stage.ends.take());
+    voice.note(pace.clock, "the last reads");
+    let mut histories = running.stop()?;
+    histories.commands.extend(clients::given(cluster));
+    let (reigns, turns) = watch.stop();
+    let mut acknowledged: Vec<At> = histories.writes().filter(|a| a.fate == Fate::Done).map(|a| a.to).collect();
+    acknowledged.sort_unstable();
+    let seen = Seen { acknowledged: &acknowledged, reigns: &reigns, turns: &turns, end: pace.now() };
+    steps.iter_mut().for_each(|done| verdicts::measure(done, &seen));
+    record.primaries = reigns;
+    record.samples = histories.samples.clone();
+    record.outages = histories.outages.clone();
+    record.faults = steps.iter().flat_map(|s| s.records.iter().cloned()).collect();
+    record.notes.extend(steps.iter().flat_map(|s| s.notes.iter().cloned()));
+    stepped?;
+    pace.check()?;
+    if let Err(error) = healed {
+        record.verdicts.push(never_whole(&error));
+    }
+    voice.note(pace.clock, "checking");
+    record.verdicts.extend(check::all(&histories, &clients::finally(cluster, pace.clock)?, check::Least::default()));
+    if record.verdicts.iter().any(|v| v.outcome == Outcome::Failed) {
+        record.notes.extend(keep(&histories, &settings.out).err().map(|e| format!("{e:#}")));
+    }
+    record.verdicts.push(verdicts::availability(&steps, fault::catalogue()));
+    record.verdicts.push(verdicts::causes(&record.primaries, &all_causes(&steps, &histories, pace.now())));
+    record.verdicts.push(verdicts::enough(acknowledged.len() as u64, record.faults.len()));
+    pace.check()
+}
+
+fn make_steps(settings: &Settings, stage: &Stage<'_>, plan: Plan, steps: &mut Vec<Done>) -> Result<()> {
+    stage.rest(WARM_UP)?;
+    let from = stage.pace.now();
+    let until = settings.minutes.map(|minutes| from.after(minutes));
+    let chosen = plan.skip(settings.skip).take(settings.steps.unwrap_or(usize::MAX));
+    for step in chosen {
+        if until.is_some_and(|until| stage.pace.now() >= until) {
+            break;
+        }
+        stage.voice.note(stage.clock, &format!("step {}: {}, for {:.1} s", step.number, step.in_words(), step.hold.as_secs_f64()));
+        let done = stage.make(&step, steps.iter().map(|s| s.records.len()).sum())?;
+        let lost = done.lost;
+        let failed = done.whole.is_none();
+        steps.push(done);
+        if lost || (failed && settings.stop_at_first) {
+            break;
+        }
+        stage.rest(step.pause)?;
+    }
+    Ok(())
+}
+
+/// What the clients saw, for whoever looks into a violation.
+fn keep(histories: &Histories, dir: &Path) -> Result<()> {
+    let file = dir.join("histories.json");
+    let text = serde_json::to_vec(histories).context("the histories as JSON")?;
+    std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&file, text)).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn never_whole(error: &anyhow::Error) -> Verdict {
+    Verdict {
+        checker: "final".to_owned(),
+        outcome: Outcome::Failed,
+        summary: "after all faults were mended the cluster did not become whole".to_owned(),
+        witness: vec![format!("{error:#}")],
+        ..Verdict::default()
+    }
+}
+
+/// From a fault's preparation until the cluster is whole again; commands for as long as they may take effect.
+fn all_causes(steps: &[Done], histories: &Histories, now: At) -> Vec<Cause> {
+    let faults = steps.iter().map(|s| Cause { from: s.from, to: s.whole.unwrap_or(now) });
+    let commands = histories.commands.iter().map(|c| Cause { from: c.from, to: c.to.after(COMMAND_LIMIT) });
+    faults.chain(commands).collect()
+}

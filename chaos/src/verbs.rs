@@ -1,0 +1,140 @@
+//! What each word of the command line does. Deliberately absent: anything that lasts; that is in [`crate::run`].
+
+use crate::cli::{MutantsArgs, ReportArgs, RunArgs, UpArgs, WhatArgs, WithArgs, settings, world_dir};
+use crate::fault::{self, Expected};
+use crate::record::{Outcome, Record};
+use crate::report;
+use crate::run::{Finished, HUNT, Interrupted, Voice, listed, mutants as seeded, session};
+use crate::world::{Interrupts, Spec, World, up_interactive};
+use anyhow::{Context as _, Result, bail};
+use std::fs;
+use std::process::ExitCode;
+
+/// Each of them means that a promise may be broken.
+const FAILED: u8 = 1;
+const INCONCLUSIVE: u8 = 3;
+
+pub fn run(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<ExitCode> {
+    let (interrupts, voice) = (Interrupts::listen()?, Voice::new());
+    let settings = settings(seed, what, with)?;
+    let finished = session::run(&settings, &interrupts, &voice);
+    voice.finish();
+    Ok(code(conclude(&finished?)?))
+}
+
+/// Write the record down, and say what it means.
+fn conclude(finished: &Finished) -> Result<Outcome> {
+    let written = report::write(&finished.dir, &finished.record)?;
+    if finished.interrupted {
+        anstream::eprintln!("what was seen until then: {}", written.html.display());
+        bail!(Interrupted);
+    }
+    let judgement = report::judge(&finished.record);
+    anstream::println!("{}", report::summary(&finished.record));
+    if judgement.outcome == Outcome::Failed {
+        anstream::println!("{}", violations(&finished.record));
+    }
+    anstream::println!(
+        "report  {}\nrecord  {}\nlogs    {}",
+        written.html.display(),
+        written.json.display(),
+        finished.dir.join("logs").display()
+    );
+    Ok(judgement.outcome)
+}
+
+/// What was violated, the witness, and the command that repeats it.
+fn violations(record: &Record) -> String {
+    let mut text = String::new();
+    for verdict in record.verdicts.iter().filter(|v| v.outcome == Outcome::Failed) {
+        text.push_str(&format!("VIOLATED {}: {}\n", verdict.checker, verdict.summary));
+        verdict.witness.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
+    }
+    text + &format!("again:  {}\n", record.command)
+}
+
+fn code(outcome: Outcome) -> ExitCode {
+    match outcome {
+        Outcome::Passed => ExitCode::SUCCESS,
+        Outcome::Failed => ExitCode::from(FAILED),
+        Outcome::Inconclusive => ExitCode::from(INCONCLUSIVE),
+    }
+}
+
+/// Seeds one after the other; a run that is inconclusive is told and does not end it.
+pub fn soak(args: &RunArgs) -> Result<ExitCode> {
+    let (interrupts, voice) = (Interrupts::listen()?, Voice::new());
+    let first = args.seed.unwrap_or(1);
+    for seed in first.. {
+        let settings = settings(Some(seed), &args.what, &args.with)?;
+        let out = settings.out.clone();
+        let settings = crate::run::Settings { out: if args.with.out.is_some() { out.join(seed.to_string()) } else { out }, ..settings };
+        let finished = session::run(&settings, &interrupts, &voice);
+        voice.finish();
+        let outcome = conclude(&finished?)?;
+        anstream::println!("soak: seed {seed} {outcome:?} after {} runs\n", seed - first + 1);
+        if outcome == Outcome::Failed {
+            return Ok(code(outcome));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn list() -> Result<ExitCode> {
+    for fault in fault::catalogue() {
+        let phases: Vec<&str> = fault.phases.iter().map(|p| p.word()).collect();
+        let expected = match fault.expected {
+            Expected::Handled => String::new(),
+            Expected::Remedy(remedy) => format!(" (remedy: {remedy})"),
+            Expected::Known(gap) => format!(" (known gap: {gap})"),
+        };
+        anstream::println!("{:<36} {:<20} {}\n    {}{expected}", fault.name, fault.aim.words(), phases.join(", "), fault.about);
+    }
+    anstream::println!("\n{} faults", fault::catalogue().len());
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn mutants(args: &MutantsArgs) -> Result<ExitCode> {
+    let (interrupts, voice) = (Interrupts::listen()?, Voice::new());
+    let what = &args.run.what;
+    let chosen = what.standard || what.short || what.minutes.is_some() || !what.faults.is_empty() || args.run.seed.is_some();
+    let mut settings = settings(args.run.seed, what, &args.run.with)?;
+    if !chosen {
+        settings.mode = listed(HUNT);
+    }
+    let rows = seeded::run(&settings, &args.only, &interrupts, &voice);
+    voice.finish();
+    let rows = rows?;
+    anstream::println!("{}", seeded::table(&rows));
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&rows).context("the table as JSON")?;
+        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(if seeded::all_caught(&rows) { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+pub fn up(args: &UpArgs) -> Result<ExitCode> {
+    let spec = Spec {
+        name: "up".to_owned(),
+        dir: world_dir(args.dir.as_ref()),
+        sites: args.sites,
+        preset: args.preset.preset(),
+        disks: !args.no_disks,
+        clocks: false,
+        seed: 1,
+    };
+    up_interactive(&spec).map(|()| ExitCode::SUCCESS)
+}
+
+pub fn down() -> Result<ExitCode> {
+    World::clean_dead();
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn report(args: &ReportArgs) -> Result<ExitCode> {
+    let record = report::read(&args.record)?;
+    let dir = args.record.parent().context("a record lies in a folder")?;
+    let written = report::write(dir, &record)?;
+    anstream::println!("{}\nreport  {}", report::summary(&record), written.html.display());
+    Ok(ExitCode::SUCCESS)
+}
