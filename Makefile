@@ -25,7 +25,7 @@ demo: setup ## three datacenters on this machine, until Ctrl-C
 	@"$${CARGO_TARGET_DIR:-target}/release/trilithon" demo $(ARGS)
 
 test: setup ## every test
-	cargo test --workspace --locked -- --skip failover::
+	cargo test --workspace --locked -- --skip failover:: --skip world::tests::
 	cargo test --locked --test it failover:: -- --test-threads=1
 
 lint: setup ## format, clippy, documentation, licences and duplicates (with cargo-deny where it is installed)
@@ -42,8 +42,10 @@ fix: setup ## what lint finds and a machine can mend
 bench: setup ## failover times, idle memory and CPU, time to start (RUNS=20)
 	TRILITHON_BENCH_RUNS=$(RUNS) cargo bench --locked --bench failover
 
-chaos: setup ## the black-box fault harness (ARGS=…)
-	cargo run --release --locked --package chaos -- $(ARGS)
+chaos: setup ## the black-box fault harness (ARGS="run --minutes 5 --seed 1"); needs root, TUN, FUSE and cgroup2
+	cargo test --locked --package chaos world::tests::
+	cargo build --release --locked --workspace
+	target/release/chaos $(or $(ARGS),run)
 
 docs: setup ## the documentation of the code, in target/doc
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked --document-private-items
