@@ -26,7 +26,7 @@ demo: setup ## three datacenters on this machine, until Ctrl-C
 
 test: setup ## every test
 	cargo test --workspace --locked -- --skip failover:: --skip world::tests::
-	cargo test --locked --test it failover:: -- --test-threads=1
+	cargo test --workspace --locked --test it failover:: -- --test-threads=1
 
 lint: setup ## format, clippy, documentation, licences and duplicates (with cargo-deny where it is installed)
 	cargo fmt --all --check
@@ -51,10 +51,10 @@ docs: setup ## the documentation of the code, in target/doc
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked --document-private-items
 
 sim: setup ## the simulator for longer (HOURS=20000)
-	TRILITHON_SIM_HOURS=$(HOURS) cargo test --locked --test it sim::run -- --nocapture
+	TRILITHON_SIM_HOURS=$(HOURS) cargo test --workspace --locked --test it sim::run -- --nocapture
 
 mutants: setup ## seeded bugs, and how soon the suite catches each
-	cargo test --locked --test it sim::mutants -- --nocapture
+	cargo test --workspace --locked --test it sim::mutants -- --nocapture
 
 test-versions: setup ## tests against other versions of PostgreSQL (VERSIONS="16 18")
 	bash scripts/test-versions.sh $(VERSIONS)

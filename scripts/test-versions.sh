@@ -24,6 +24,6 @@ for version in "$@"; do
   [ -x "$bin/postgres" ] || { echo "test-versions: no PostgreSQL $version in $bin" >&2; exit 1; }
   echo "== $("$bin/postgres" --version)"
   export TRILITHON_TEST_PG_BIN="$bin" TRILITHON_POSTGRES__BIN_DIR="$bin"
-  cargo test --locked --test it postgres
-  cargo test --locked --test it failover:: -- --test-threads=1
+  cargo test --workspace --locked --test it postgres
+  cargo test --workspace --locked --test it failover:: -- --test-threads=1
 done
