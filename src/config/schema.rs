@@ -103,7 +103,12 @@ pub(super) const KEYS: &[Key] = &[
         "What COMMIT waits for: \"quorum\" (any `acks` standbys), \"all\", \"async\" (nobody: may lose up to max_lag).",
     ),
     key("ha", "acks", "1", "Standbys that confirm each commit under \"quorum\"."),
-    key("ha", "trust_refusals", "true", "Process and Postgres that refuse all connections are dead. Set false where a firewall between datacenters may refuse in their place (REJECT): a failover then waits for the lease."),
+    key(
+        "ha",
+        "trust_refusals",
+        "true",
+        "Process and Postgres that refuse all connections are dead. Set false where a firewall between datacenters may refuse in their place (REJECT): a failover then waits for the lease.",
+    ),
     key("ha", "strict", "true", "Without enough standbys writes wait; false: the primary goes on alone, with a warning."),
     key(
         "ha",

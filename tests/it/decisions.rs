@@ -14,7 +14,10 @@ const TWO: NodeId = NodeId(2);
 fn cluster(phase: Phase) -> ClusterState {
     let member = |n: u64| {
         let name = NodeName(format!("dc{n}"));
-        (NodeId(n), Member { name, datacenter: String::new(), kind: MemberKind::Data, addresses: Default::default(), tags: Tags::default() })
+        (
+            NodeId(n),
+            Member { name, datacenter: String::new(), kind: MemberKind::Data, addresses: Default::default(), tags: Tags::default() },
+        )
     };
     ClusterState {
         epoch: Epoch(3),
