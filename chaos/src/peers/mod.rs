@@ -1,1 +1,0 @@
-//! Patroni with etcd, HAProxy and PgBouncer in the same worlds under the same faults.
