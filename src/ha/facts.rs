@@ -22,8 +22,8 @@ pub(super) fn lease_expired(s: &ClusterState, v: &View) -> bool {
 }
 
 /// Its process and its postmaster refuse connections from every member that we hear. A firewall that refuses in their place looks the same:
-/// then the old primary serves reads until its lease ends, and nothing that it acknowledges is lost only because its rule cannot be met any
-/// more. So where there is no such rule, or where people say that there is such a firewall, refusals prove nothing (INV-9).
+/// then the old primary serves reads until its lease ends, but acknowledges no write, because its sealed standbys confirm none. So where a
+/// rule asks for no confirmation, or where people say that there is such a firewall, refusals prove nothing (INV-9).
 pub(super) fn proven_dead(s: &ClusterState, v: &View, node: NodeId) -> bool {
     if !s.settings.trust_refusals || s.rules.iter().any(|rule| rule.acks == 0) {
         return false;

@@ -6,7 +6,7 @@ use super::process::{self, lock};
 use super::procfs;
 use super::tool::blocking;
 use crate::ha::{PostgresFacts, Role};
-use crate::types::{Millis, WalPosition};
+use crate::types::{Epoch, Millis, NodeId, WalPosition};
 use std::time::Duration;
 
 /// PostgreSQL names the WAL segment that it replays in the title of its startup process. One that neither goes on to another segment
@@ -46,7 +46,7 @@ enum Wait {
     /// Starting: the startup process as it was last seen to get on. `worked`: its processor time, in ticks.
     Replay { segment: String, worked: u64 },
     /// Up, and nothing comes from its upstream.
-    Stream { position: Option<WalPosition> },
+    Stream { position: Option<WalPosition>, upstream: (NodeId, Epoch) },
 }
 
 impl Instance {
@@ -77,13 +77,17 @@ impl Instance {
     /// Look at a standby that is up: is the WAL that it needs gone? The primary accepts its connection each time, so that it seems to
     /// stream for a moment; but it gets nowhere.
     pub(super) async fn watch_stream(&self, facts: &PostgresFacts) {
-        if facts.role != Some(Role::Standby) || self.following().is_none() {
+        let Some(now_following) = self.following().filter(|_| facts.role == Some(Role::Standby)) else {
             return self.forget_recovery();
-        }
+        };
         let now = self.clock.now();
-        let mut seen = Recovery { wait: Wait::Stream { position: facts.position }, since: now, hopeless: None };
+        let wait = Wait::Stream { position: facts.position, upstream: now_following };
+        let mut seen = Recovery { wait, since: now, hopeless: None };
         match &*lock(&self.recovery) {
-            Some(Recovery { wait: Wait::Stream { position }, since, hopeless }) if *position == facts.position => {
+            // Another primary may have what the one before had not kept: its time begins anew.
+            Some(Recovery { wait: Wait::Stream { position, upstream }, since, hopeless })
+                if *position == facts.position && *upstream == now_following =>
+            {
                 (seen.since, seen.hopeless) = (*since, hopeless.clone());
             }
             Some(_) | None => {}
