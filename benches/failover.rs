@@ -20,7 +20,9 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Long enough to average over heartbeats and lease renewals.
-const IDLE: Duration = Duration::from_secs(20);
+const IDLE: Duration = Duration::from_secs(40);
+/// What a start leaves behind (files to sync, checkpoints) is not idleness.
+const SETTLE: Duration = Duration::from_secs(10);
 /// The kernel's clock ticks per second in /proc/PID/stat, fixed on Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 /// For a frozen primary, as the figures to reach name it.
@@ -123,6 +125,7 @@ fn row(name: &str, all: &[Measured]) {
 /// Memory and CPU of the node processes, without Postgres, while nobody does anything.
 async fn idle(cluster: &Cluster) {
     let pids: Vec<u32> = cluster.file().nodes.iter().map(|n| n.pid).collect();
+    tokio::time::sleep(SETTLE).await;
     let before: f64 = pids.iter().map(|pid| cpu_seconds(*pid)).sum();
     let began = cluster.now();
     tokio::time::sleep(IDLE).await;

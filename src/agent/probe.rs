@@ -31,14 +31,15 @@ async fn refuses(address: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpSocket};
 
     #[tokio::test]
     async fn one_listening_port_disproves_death() {
         let open = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // Bound, so that nobody else listens there, but closed: connections are refused.
+        let closed = TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let (open_at, closed_at) = (open.local_addr().unwrap().to_string(), closed.local_addr().unwrap().to_string());
-        drop(closed);
         let suspects = BTreeMap::from([(NodeId(1), (closed_at.clone(), open_at)), (NodeId(2), (closed_at.clone(), closed_at))]);
         assert_eq!(refusing(&suspects).await, BTreeSet::from([NodeId(2)]));
     }

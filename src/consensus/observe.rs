@@ -33,7 +33,10 @@ pub async fn run(shared: Arc<Shared>, mine: watch::Receiver<NodeObservation>) ->
     let mut state = shared.state.clone();
     let mut streams: JoinSet<()> = JoinSet::new();
     let mut running: BTreeMap<NodeId, (Peer, CancellationToken)> = BTreeMap::new();
-    streams.spawn(record_own(shared.clone(), mine.clone()));
+    // One beat for all streams: each with a timer of its own would wake the process three times as often.
+    let told = watch::Sender::new(mine.borrow().clone());
+    let beat = told.subscribe();
+    streams.spawn(keep_telling(shared.clone(), mine, told));
     loop {
         let wanted = members(&shared);
         running.retain(|node, (peer, cancel)| {
@@ -47,7 +50,7 @@ pub async fn run(shared: Arc<Shared>, mine: watch::Receiver<NodeObservation>) ->
         for (node, peer) in wanted {
             running.entry(node).or_insert_with(|| {
                 let cancel = CancellationToken::new();
-                let work = talk_to(shared.clone(), node, peer.clone(), mine.clone());
+                let work = talk_to(shared.clone(), node, peer.clone(), beat.clone());
                 let until = cancel.clone();
                 streams.spawn(async move { until.run_until_cancelled(work).await.unwrap_or(()) });
                 (peer, cancel)
@@ -73,13 +76,14 @@ fn forget(shared: &Shared, node: NodeId) {
     shared.observations.send_modify(|all| drop(Arc::make_mut(all).remove(&node)));
 }
 
-/// The own observation belongs in the map too.
-async fn record_own(shared: Arc<Shared>, mut mine: watch::Receiver<NodeObservation>) {
+/// The beat: what this node says of itself, when it changes and otherwise again and again. It belongs in the own map too.
+async fn keep_telling(shared: Arc<Shared>, mut mine: watch::Receiver<NodeObservation>, told: watch::Sender<NodeObservation>) {
     loop {
         let observation = mine.borrow_and_update().clone();
         if let Some(me) = shared.identity.get() {
-            record(&shared, me.node, observation);
+            record(&shared, me.node, observation.clone());
         }
+        told.send_replace(observation);
         match timeout(REPEAT_EVERY, mine.changed()).await {
             Ok(Err(_)) => return,
             Ok(Ok(())) => sleep(GAP_MIN).await,
@@ -94,10 +98,10 @@ pub fn record(shared: &Shared, node: NodeId, observation: NodeObservation) {
     shared.observations.send_modify(|all| drop(Arc::make_mut(all).insert(node, seen)));
 }
 
-async fn talk_to(shared: Arc<Shared>, node: NodeId, peer: Peer, mine: watch::Receiver<NodeObservation>) {
+async fn talk_to(shared: Arc<Shared>, node: NodeId, peer: Peer, beat: watch::Receiver<NodeObservation>) {
     loop {
         let begun = shared.config.clock.now();
-        let failure = talk(&shared, node, &peer, mine.clone()).await;
+        let failure = talk(&shared, node, &peer, beat.clone()).await;
         let broke = note(&shared, node, Err(failure));
         // After a break the very next attempt tells whether the process is gone: make it at once. A process that is about to end
         // accepts and hangs up again and again.
@@ -108,13 +112,13 @@ async fn talk_to(shared: Arc<Shared>, node: NodeId, peer: Peer, mine: watch::Rec
 }
 
 /// One connection, from its beginning to its end.
-async fn talk(shared: &Arc<Shared>, node: NodeId, peer: &Peer, mine: watch::Receiver<NodeObservation>) -> Failure {
+async fn talk(shared: &Arc<Shared>, node: NodeId, peer: &Peer, beat: watch::Receiver<NodeObservation>) -> Failure {
     let mut client = match timeout(CONNECT_TIMEOUT * 2, shared.links.connect(peer)).await {
         Ok(Ok(client)) => client,
         Ok(Err(failure)) => return failure,
         Err(_) => return Failure::TimedOut,
     };
-    let messages = messages(shared.clone(), node, mine);
+    let messages = messages(shared.clone(), node, beat);
     // The answer's headers come when the other side has accepted us, its body never: the stream lives as long as both do.
     let mut replies = match timeout(HANDSHAKE_TIMEOUT, client.observe(Request::new(messages))).await {
         Ok(Ok(replies)) => replies.into_inner(),
@@ -128,18 +132,14 @@ async fn talk(shared: &Arc<Shared>, node: NodeId, peer: &Peer, mine: watch::Rece
     }
 }
 
-fn messages(shared: Arc<Shared>, to: NodeId, mine: watch::Receiver<NodeObservation>) -> impl Stream<Item = v1::ObserveMessage> {
-    stream::unfold((shared, mine, true), move |(shared, mut mine, first)| async move {
-        if !first {
-            match timeout(REPEAT_EVERY, mine.changed()).await {
-                Ok(Err(_)) => return None,
-                Ok(Ok(())) => sleep(GAP_MIN).await,
-                Err(_) => {}
-            }
+fn messages(shared: Arc<Shared>, to: NodeId, beat: watch::Receiver<NodeObservation>) -> impl Stream<Item = v1::ObserveMessage> {
+    stream::unfold((shared, beat, true), move |(shared, mut beat, first)| async move {
+        if !first && beat.changed().await.is_err() {
+            return None;
         }
-        let json = serde_json::to_vec(&*mine.borrow_and_update()).ok()?;
+        let json = serde_json::to_vec(&*beat.borrow_and_update()).ok()?;
         let message = v1::ObserveMessage { header: Some(shared.identity.header(to.0)), json: json.into() };
-        Some((message, (shared, mine, false)))
+        Some((message, (shared, beat, false)))
     })
 }
 

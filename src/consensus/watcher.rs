@@ -11,7 +11,7 @@ use openraft::{Instant as _, RaftMetrics, ServerState};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// While nothing happens the age of the last quorum is looked at this often.
+/// While nothing happens a leader looks at the age of its last quorum this often.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// A copy of the metrics.
@@ -33,7 +33,9 @@ pub async fn run(shared: Arc<Shared>) -> String {
     let mut changes = raft.metrics();
     let mut store = shared.store.failed();
     loop {
-        if let Err(fatal) = publish(&shared, &metrics(raft)) {
+        let seen = metrics(raft);
+        let leads = seen.state == ServerState::Leader;
+        if let Err(fatal) = publish(&shared, &seen) {
             let why = store.borrow_and_update().clone().unwrap_or(fatal);
             tracing::error!(reason = %why, "consensus has stopped on this node");
             shared.leadership.send_replace(Leadership::default());
@@ -51,7 +53,8 @@ pub async fn run(shared: Arc<Shared>) -> String {
                 tracing::error!(reason = %why, "the consensus log cannot be written");
                 shared.health.send_replace(Health::Fatal(format!("the consensus log cannot be written: {why}")));
             },
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            // Elsewhere nothing changes by age alone.
+            () = tokio::time::sleep(LOOK_EVERY), if leads => {}
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Clusters of real consensus nodes in this process: real sled, real gRPC over loopback. A node's peers reach it through a relay
 //! that a test can cut.
 
+use crate::ports::free_port;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ fn listen(address: SocketAddr) -> TcpListener {
 }
 
 fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    (Ipv4Addr::LOCALHOST, free_port()).into()
 }
 
 /// Forwards a member's public address to its listener, until it is cut: then nothing passes, and nothing is refused either.

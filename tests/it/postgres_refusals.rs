@@ -1,7 +1,8 @@
 //! Directories that are not ours, versions that do not fit: refused in words that say what to do, and left as they were.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot go on panics; it measures with Instant.
 
-use crate::postgres_rig::{Server, bin_dir, free_port, temp_dir};
+use crate::ports::free_port;
+use crate::postgres_rig::{Server, bin_dir, temp_dir};
 use std::collections::BTreeMap;
 use std::path::Path;
 use trilithon::postgres::{Instance, InstanceConfig, PostgresError as Error};

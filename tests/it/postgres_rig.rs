@@ -1,6 +1,7 @@
 //! Real PostgreSQL servers for tests: free ports, own directories, everything gone afterwards, also after a panic.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot go on panics; it measures with Instant.
 
+use crate::ports::free_port;
 use rustix::process::{Pid, Signal};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,11 +20,6 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 pub fn bin_dir() -> Option<PathBuf> {
     let named = std::env::var_os("TRILITHON_TEST_PG_BIN").or_else(|| std::env::var_os("TRILITHON_POSTGRES__BIN_DIR"));
     named.map(PathBuf::from)
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Timeline n was claimed in epoch n: enough for tests of one machine.

@@ -1,7 +1,7 @@
 //! A real primary and a streaming standby with a proxy in front, for the tests of the proxy. The topology is driven by the test.
 
+use crate::ports::free_port;
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -41,10 +41,6 @@ fn run(command: &mut Command) -> Output {
     let out = as_postgres(command).stdin(Stdio::null()).output().expect("the program starts");
     assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
     out
-}
-
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a port is free").local_addr().expect("bound").port()
 }
 
 /// One server, our own child.

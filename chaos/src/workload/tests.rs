@@ -1,5 +1,9 @@
 //! The workloads against one PostgreSQL without any proxy, on plain threads: healthy, killed in the middle, and tampered with.
 
+#[path = "../../../tests/it/ports.rs"]
+mod ports;
+
+use self::ports::free_port;
 use super::outcome::Stage;
 use super::place::{Job, Login, Place, Ports};
 use super::session::{Session, Target};
@@ -52,7 +56,7 @@ impl Server {
         }
         let init = command("initdb").args(["-A", "trust", "-U", "postgres", "-k", "--no-sync", "-D"]).arg(&data).output().unwrap();
         assert!(init.status.success(), "{}", String::from_utf8_lossy(&init.stderr));
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut server = Server { dir, port, child: None };
         server.run();
         server
