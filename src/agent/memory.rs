@@ -21,6 +21,8 @@ pub struct Memory {
     pub confirmed: Option<(Timeline, Lsn)>,
     /// Since when Postgres has not answered.
     pub silent_since: Option<Millis>,
+    /// Where flushed WAL ended, and since when processes were seen to wait there.
+    pub flush_waits: Option<(Lsn, Millis)>,
     pub backoff: Backoff,
 }
 

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 /// A postmaster that has not answered a new connection for this long counts as hung (the machine may live, the lease even).
 const HANG_TIMEOUT: Duration = Duration::from_secs(3);
+/// A primary whose storage has taken no WAL for this long gives way. Far above what slow disks and a cloud's hiccups take: the
+/// storage of its successor may be the same.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a primary said this long ago still describes it well enough to follow it.
 const UPSTREAM_MAX_AGE: Duration = Duration::from_secs(3);
 
@@ -34,6 +37,7 @@ pub fn local_state(s: &ClusterState, facts: PostgresFacts, own: Own, memory: &mu
     let silent = facts.state == PostgresState::Unknown || stuck;
     memory.silent_since = if silent { memory.silent_since.or(Some(own.now)) } else { None };
     let hung = memory.silent_since.is_some_and(|since| own.now.since(since) >= HANG_TIMEOUT);
+    let stalled = stalled(&facts, own.now, memory);
     let primary_of = primary_of(s, own.me, &facts);
     memory.confirmed = confirmed(s, &facts).or(memory.confirmed);
     if primary_of.is_none() {
@@ -53,9 +57,20 @@ pub fn local_state(s: &ClusterState, facts: PostgresFacts, own: Own, memory: &mu
         prepared: memory.prepared,
         upstream,
         hung,
+        stalled,
         adopt_existing: own.adopt_existing,
         postgres: facts,
     }
+}
+
+/// Seen waiting each time that it was looked at, with the end of flushed WAL where it was.
+fn stalled(facts: &PostgresFacts, now: Millis, memory: &mut Memory) -> bool {
+    let end = facts.position.map(|p| p.lsn).filter(|_| facts.flush_waits);
+    memory.flush_waits = end.map(|end| match memory.flush_waits {
+        Some((before, since)) if before == end => (end, since),
+        Some(_) | None => (end, now),
+    });
+    memory.flush_waits.is_some_and(|(_, since)| now.since(since) >= STALL_TIMEOUT)
 }
 
 /// The epoch for which a running primary was promoted, known from its timeline's claim: a hand-made primary has none (INV-8).
@@ -141,6 +156,22 @@ mod tests {
     fn facts(role: Role, end: u64) -> PostgresFacts {
         let position = Some(WalPosition { writer: Epoch(2), lsn: Lsn(end) });
         PostgresFacts { state: PostgresState::Running, role: Some(role), timeline: Some(Timeline(3)), position, ..PostgresFacts::default() }
+    }
+
+    #[test]
+    fn storage_stalls_when_processes_wait_and_nothing_moves() {
+        let (mut memory, mut primary) = (Memory::default(), facts(Role::Primary, 110));
+        let limit = u64::try_from(STALL_TIMEOUT.as_millis()).unwrap();
+        let mut at = |primary: &PostgresFacts, ms| stalled(primary, Millis(ms), &mut memory);
+        assert!(!at(&primary, 0) && !at(&primary, 10 * limit), "nobody waits: an idle primary");
+        primary.flush_waits = true;
+        assert!(!at(&primary, 10 * limit + 1) && at(&primary, 11 * limit + 1));
+        let moved = PostgresFacts { flush_waits: true, ..facts(Role::Primary, 120) };
+        assert!(!at(&moved, 11 * limit + 2), "it is slow, but it moves");
+        primary.flush_waits = false;
+        assert!(!at(&primary, 30 * limit), "looked at when nobody waited");
+        primary.flush_waits = true;
+        assert!(!at(&primary, 40 * limit), "one look is no stall");
     }
 
     #[test]

@@ -92,8 +92,8 @@ pub(super) const KEYS: &[Key] = &[
     optional("postgres", "os_user", "\"postgres\"", "Owner of Postgres's processes and files. Default: \"postgres\" when started as root."),
     shaped(Shape::Map, key("postgres", "parameters", "{}", "Seeds the cluster-wide parameters, as in { shared_buffers = \"2GB\" }.")),
     shaped(Shape::List, key("postgres", "hba", "[]", "Seeds lines of pg_hba.conf, as in [\"host all all 10.0.0.0/8 scram-sha-256\"].")),
-    key("consensus", "heartbeat", "\"200ms\"", "Must exceed the round trip between datacenters plus one fsync."),
-    key("consensus", "election_timeout", "\"500ms\"", "At least twice the heartbeat."),
+    key("consensus", "heartbeat", "\"250ms\"", "Must exceed the round trip between datacenters plus one fsync."),
+    key("consensus", "election_timeout", "\"600ms\"", "At least twice the heartbeat."),
     key("ha", "lease_ttl", "\"3s\"", "How long a primary may serve without renewing: the main part of a failover's duration."),
     key("ha", "clock_drift_permille", "50", "Bound on the relative speed of two clocks, in 1/1000."),
     key(

@@ -74,8 +74,8 @@ fn bad_values_name_what_is_allowed() {
             "node.toml:7: proxy.primary = \"127.0.0.1:5432\": port 5432 is also that of postgres.port; give proxy.primary a port of its own",
         ),
         (
-            "[consensus]\nheartbeat = \"300ms\"",
-            "default: consensus.election_timeout = \"500ms\": one late heartbeat would start an election; write at least 600ms, twice consensus.heartbeat",
+            "[consensus]\nheartbeat = \"400ms\"",
+            "default: consensus.election_timeout = \"600ms\": one late heartbeat would start an election; write at least 800ms, twice consensus.heartbeat",
         ),
     ];
     for (addition, message) in golden {

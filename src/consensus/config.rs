@@ -15,7 +15,7 @@ const LOG_KEPT: u64 = 500;
 /// With entries of at most 16 KiB a message stays below the limit on messages.
 const ENTRIES_PER_MESSAGE: u64 = 128;
 
-/// How long Raft waits. The defaults bear round trips of up to 150 ms: a new leader within about 1.3 s, and no election while one
+/// How long Raft waits. The defaults bear round trips of up to 200 ms: a new leader within about 1.6 s, and no election while one
 /// lives. The RPC timeout *is* the heartbeat interval, so round trip and fsync together must stay well below it. Half the interval
 /// would find a lost leader half a second sooner, and idle nodes twice as busy with telling each other that they live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +31,10 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Timing {
-            heartbeat: Duration::from_millis(200),
-            election_min: Duration::from_millis(500),
-            election_max: Duration::from_millis(667),
-            quorum_loss_probe: Duration::from_millis(1_500),
+            heartbeat: Duration::from_millis(250),
+            election_min: Duration::from_millis(600),
+            election_max: Duration::from_millis(800),
+            quorum_loss_probe: Duration::from_millis(1_800),
         }
     }
 }

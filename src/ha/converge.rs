@@ -18,6 +18,9 @@ pub fn converge(s: &ClusterState, local: &LocalState) -> Step {
     if local.hung && may_be_primary(s, local) {
         return act(Action::Demote, StepReason::Unresponsive);
     }
+    if local.stalled && runs_as_primary(local) && has_successor(s, local) {
+        return act(Action::Demote, StepReason::StorageStalls);
+    }
     let Some(member) = s.members.get(&local.me) else {
         return hold(StepReason::NotBootstrapped);
     };
@@ -62,6 +65,12 @@ fn runs_as_primary(local: &LocalState) -> bool {
 fn may_be_primary(s: &ClusterState, local: &LocalState) -> bool {
     let holder = s.lease.holder == Some(local.me) && s.lease.epoch == s.epoch;
     holder || local.following.is_none()
+}
+
+/// Somebody who receives this primary's WAL could take over, and may: an election is automatic then.
+fn has_successor(s: &ClusterState, local: &LocalState) -> bool {
+    let eligible = |node: &NodeId| s.members.get(node).is_some_and(|m| m.kind == MemberKind::Data && !m.tags.nofailover);
+    !s.paused && local.postgres.standbys.iter().any(|(node, view)| view.streaming && eligible(node))
 }
 
 /// INV-9: only with a valid lease of this epoch, as its primary, and alive.

@@ -33,6 +33,8 @@ pub struct LocalState {
     pub upstream: Option<Upstream>,
     /// Postgres has not answered a new connection for the hang timeout.
     pub hung: bool,
+    /// The storage has taken no WAL for the stall timeout, though processes wait for it.
+    pub stalled: bool,
     /// Initialise from a data directory that exists, rather than with initdb.
     pub adopt_existing: bool,
 }
@@ -155,6 +157,7 @@ pub enum StepReason {
     NoRightToServe,
     /// Postgres has not answered for the hang timeout.
     Unresponsive,
+    StorageStalls,
     LeaseNeeded,
     LeaseUnused,
     NotBootstrapped,
@@ -200,6 +203,12 @@ impl fmt::Display for StepReason {
             }
             StepReason::NewEpoch { epoch } => write!(f, "epoch {epoch} began: promising it"),
             StepReason::NoRightToServe => write!(f, "running as primary without the lease of this epoch: stopping"),
+            StepReason::StorageStalls => {
+                write!(
+                    f,
+                    "the storage takes no WAL: commits wait for it, giving up the right to write (look at the disk of the data directory)"
+                )
+            }
             StepReason::Unresponsive => write!(f, "postgres does not answer, and may be a primary: stopping it"),
             StepReason::LeaseNeeded => write!(f, "elected: taking the lease"),
             StepReason::LeaseUnused => write!(f, "Postgres is not primary any more: giving the lease back"),

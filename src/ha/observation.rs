@@ -67,7 +67,9 @@ pub struct PostgresFacts {
     pub standbys: BTreeMap<NodeId, StandbyView>,
     /// `server_version_num`, 0 when unknown.
     pub version_num: u32,
-    /// Seconds since the last transaction replayed, as the standby sees it.
+    /// A primary with processes that wait, at this moment, for the storage to take their WAL.
+    pub flush_waits: bool,
+    /// Milliseconds since the last transaction replayed, as the standby sees it.
     pub replay_lag_ms: Option<u64>,
 }
 

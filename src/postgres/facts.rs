@@ -28,7 +28,8 @@ const SURVEY: &str = "\
 SELECT 'r', pg_is_in_recovery(), current_setting('server_version_num'), \
   (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walreceiver'), \
   (SELECT conninfo FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
-  (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'); \
+  (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), \
+  (SELECT count(*) FROM pg_stat_activity WHERE wait_event IN ('WALSync', 'WALWrite', 'WALInitSync', 'WALInitWrite')); \
 SELECT 'p', CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END, \
   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END, \
   CASE WHEN pg_is_in_recovery() AND pg_last_wal_receive_lsn() IS DISTINCT FROM pg_last_wal_replay_lsn() \
@@ -45,6 +46,7 @@ pub(super) struct Survey {
     walreceivers: u32,
     conninfo: Option<String>,
     startup_waits: bool,
+    flush_waits: bool,
     received: Option<Lsn>,
     replayed: Option<Lsn>,
     lag_ms: Option<u64>,
@@ -66,6 +68,7 @@ impl Survey {
                     survey.conninfo = text(4).map(str::to_owned);
                     // It has read everything that is here, and waits for more. `RecoveryWalStream`: a walreceiver was asked for.
                     survey.startup_waits = matches!(text(5), Some("RecoveryRetrieveRetryInterval" | "RecoveryWalStream"));
+                    survey.flush_waits = number(6).is_some_and(|processes| processes > 0);
                 }
                 Some("p") => {
                     survey.received = lsn(1);
@@ -181,6 +184,7 @@ impl Instance {
             streaming_from: survey.conninfo.as_deref().and_then(upstream_of).map(|(node, _)| node),
             standbys: survey.standbys,
             version_num: survey.version_num,
+            flush_waits: survey.flush_waits && !survey.in_recovery,
             replay_lag_ms: survey.lag_ms,
         })
     }

@@ -2,8 +2,9 @@
 //!
 //! A promotion takes the first number above the newest whose history file PostgreSQL can find. Numbers that were claimed for other
 //! promotions therefore get a placeholder in `pg_wal` for the moment of ours. Later the primary keeps them, because a standby that
-//! follows across the gap asks it for each file in between. A placeholder above the newest real timeline would be fatal to a
-//! server that starts, so those are removed before each start.
+//! follows across the gap asks it for each file in between. Every start is a standby's, and removes them all: one above the newest
+//! real timeline would be fatal to it, and one in the place of a timeline that did last elsewhere would hide the real file, which
+//! is fetched from the upstream only where none is.
 
 use super::error::{Error, io};
 use super::secrets::{sync_dir, write_atomic};
@@ -46,14 +47,23 @@ pub(super) fn reserve(wal: &Path, numbers: std::ops::Range<u32>, run_as: &RunAs)
     Ok(())
 }
 
-/// Before a start: no placeholder may be newer than the newest real timeline known here, or the server would try to follow it.
-pub(super) fn withdraw_beyond_newest(wal: &Path, own: Timeline) -> Result<(), Error> {
+/// Before a start.
+pub(super) fn withdraw_all(wal: &Path) -> Result<(), Error> {
+    withdraw(wal, |_, _| true)
+}
+
+/// After a promotion that failed: a server that did promote goes on, and is asked for the placeholders below its own timeline.
+pub(super) fn withdraw_beyond_newest(wal: &Path) -> Result<(), Error> {
+    withdraw(wal, |number, newest_real| number > newest_real)
+}
+
+fn withdraw(wal: &Path, goes: impl Fn(u32, u32) -> bool) -> Result<(), Error> {
     let entries = match std::fs::read_dir(wal) {
         Ok(entries) => entries,
         Err(e) => return Err(io("cannot list", wal)(e)),
     };
     let mut placeholders = Vec::new();
-    let mut newest = own.0;
+    let mut newest_real = 1;
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(number) = name.to_str().and_then(|n| n.strip_suffix(".history")).and_then(|n| u32::from_str_radix(n, 16).ok()) else {
@@ -63,10 +73,10 @@ pub(super) fn withdraw_beyond_newest(wal: &Path, own: Timeline) -> Result<(), Er
         if text.starts_with(PLACEHOLDER) {
             placeholders.push((number, entry.path()));
         } else {
-            newest = newest.max(number);
+            newest_real = newest_real.max(number);
         }
     }
-    for (_, path) in placeholders.into_iter().filter(|(number, _)| *number > newest) {
+    for (_, path) in placeholders.into_iter().filter(|(number, _)| goes(*number, newest_real)) {
         std::fs::remove_file(&path).map_err(io("cannot remove", path))?;
     }
     sync_dir(wal)
@@ -94,12 +104,15 @@ mod tests {
     }
 
     #[test]
-    fn placeholders_below_a_real_timeline_stay_and_those_above_go() {
+    fn placeholders_below_a_real_timeline_stay_on_a_primary_and_none_survives_a_start() {
         let dir = tempfile::tempdir().unwrap();
         reserve(dir.path(), 2..7, &me()).unwrap();
         std::fs::write(dir.path().join("00000004.history"), "1\t0/16B3748\tx\n").unwrap();
-        withdraw_beyond_newest(dir.path(), Timeline(1)).unwrap();
-        let left: Vec<bool> = (2..7).map(|n| dir.path().join(Timeline(n).history_file()).exists()).collect();
-        assert_eq!(left, [true, true, true, false, false]);
+        let left = || (2..7).map(|n| dir.path().join(Timeline(n).history_file()).exists()).collect::<Vec<_>>();
+        withdraw_beyond_newest(dir.path()).unwrap();
+        assert_eq!(left(), [true, true, true, false, false]);
+        // Timeline 2 may have lasted elsewhere: its real file must be asked for.
+        withdraw_all(dir.path()).unwrap();
+        assert_eq!(left(), [false, false, true, false, false]);
     }
 }

@@ -61,7 +61,7 @@ impl Instance {
             if data_major(&layout)?.is_none() {
                 return Err(Error::NoDatabase { path: layout.pgdata.clone() });
             }
-            history::withdraw_beyond_newest(&layout.wal(), control.timeline())?;
+            history::withdraw_all(&layout.wal())?;
             for name in ["promote", "recovery.signal", "fallback_promote", "backup_label.old"] {
                 let _ = std::fs::remove_file(layout.pgdata.join(name));
             }

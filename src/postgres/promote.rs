@@ -27,7 +27,7 @@ impl Instance {
             }
             // Where nothing came of it the reserved numbers are given back; a server that did promote keeps its own and those below.
             let wal = self.layout.wal();
-            blocking(move || history::withdraw_beyond_newest(&wal, Timeline(1))).await?;
+            blocking(move || history::withdraw_beyond_newest(&wal)).await?;
         }
         promoted
     }

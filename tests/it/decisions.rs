@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use trilithon::cluster::{Adopted, ClusterState, Command, ElectionCause, HistoryEntry, Lease, Member, MemberKind, Phase, SyncRule, Tags};
 use trilithon::ha::{
-    Action, LeaseBelief, LocalState, NodeObservation, PostgresFacts, PostgresState, Role, Seal, Seen, StepReason, View, converge, decide,
+    Action, LeaseBelief, LocalState, NodeObservation, PostgresFacts, PostgresState, Role, Seal, Seen, StandbyView, StepReason, View,
+    converge, decide,
 };
 use trilithon::types::{Epoch, Lsn, Millis, NodeId, NodeName, WalPosition};
 
@@ -80,6 +81,26 @@ fn an_elected_candidate_whose_start_never_ends_gives_the_lease_back() {
     assert_eq!((step.action, step.reason), (Some(Action::Demote), StepReason::LeaseUnused));
     local.postgres.state = PostgresState::Stopped;
     assert_eq!(converge(&s, &local).action, Some(Action::ReleaseLease { epoch: Epoch(3) }));
+}
+
+#[test]
+fn a_primary_whose_storage_stalls_gives_way_where_another_can_take_over() {
+    let mut s = cluster(Phase::Steady { primary: ONE });
+    s.lease = Lease { holder: Some(ONE), epoch: Epoch(3), seq: 1 };
+    s.rules = vec![SyncRule::new(ONE, [TWO], 1)];
+    let standbys = [(TWO, StandbyView { streaming: true, ..StandbyView::default() })].into();
+    let postgres = PostgresFacts { role: Some(Role::Primary), standbys, ..standby() };
+    let (lease, primary_of) = (LeaseBelief::Valid { epoch: Epoch(3) }, Some(Epoch(3)));
+    let mut local = LocalState { me: ONE, promised: Epoch(3), postgres, lease, primary_of, ..LocalState::default() };
+    assert_ne!(converge(&s, &local).action, Some(Action::Demote));
+    local.stalled = true;
+    let step = converge(&s, &local);
+    assert_eq!((step.action, step.reason), (Some(Action::Demote), StepReason::StorageStalls));
+    s.paused = true;
+    assert_ne!(converge(&s, &local).action, Some(Action::Demote), "nobody would be elected");
+    s.paused = false;
+    local.postgres.standbys.clear();
+    assert_ne!(converge(&s, &local).action, Some(Action::Demote), "nobody could be elected");
 }
 
 #[test]

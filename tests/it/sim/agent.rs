@@ -212,6 +212,7 @@ impl World {
             prepared: agent.prepared,
             upstream: if is_primary { None } else { upstream_of(agent, clock) },
             hung: frozen_for >= HUNG,
+            stalled: false,
             adopt_existing: false,
             postgres,
         }
