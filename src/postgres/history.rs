@@ -47,6 +47,30 @@ pub(super) fn reserve(wal: &Path, numbers: std::ops::Range<u32>, run_as: &RunAs)
     Ok(())
 }
 
+/// On a new primary: a file for every number below `timeline`, all of which a standby that follows across the gap asks for. The
+/// server's own history tells those of its ancestors, which a copy may never have received; the others get a placeholder.
+pub(super) fn complete(wal: &Path, timeline: Timeline, run_as: &RunAs) -> Result<(), Error> {
+    let own = wal.join(timeline.history_file());
+    let text = std::fs::read_to_string(&own).map_err(io("cannot read", own))?;
+    for number in 2..timeline.0 {
+        let path = wal.join(Timeline(number).history_file());
+        let known = std::fs::read_to_string(&path).ok();
+        let told = told_of(&text, Timeline(number));
+        if known.is_none() || (told.is_some() && known.is_some_and(|known| known.starts_with(PLACEHOLDER))) {
+            write_atomic(&path, &told.unwrap_or_else(|| PLACEHOLDER.to_owned()), 0o600)?;
+            run_as.own(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The history of an ancestor is what its descendants' histories begin with.
+fn told_of(history: &str, ancestor: Timeline) -> Option<String> {
+    let before = history.split_inclusive('\n').take_while(|line| parse_line(line).is_none_or(|(timeline, _)| timeline != ancestor));
+    let before: String = before.collect();
+    (before.len() < history.len()).then_some(before)
+}
+
 /// Before a start.
 pub(super) fn withdraw_all(wal: &Path) -> Result<(), Error> {
     withdraw(wal, |_, _| true)
@@ -101,6 +125,22 @@ mod tests {
         assert_eq!(found, vec![(Timeline(1), Lsn(0x16B_3748)), (Timeline(2), Lsn(0x300_0000))]);
         assert!(ancestry(dir.path(), Timeline(3)).is_err());
         assert_eq!(ancestry(dir.path(), Timeline(1)).unwrap(), vec![]);
+    }
+
+    #[test]
+    fn a_new_primary_tells_the_true_history_of_its_ancestors() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |n| std::fs::read_to_string(dir.path().join(Timeline(n).history_file())).unwrap();
+        let write = |n, text: &str| std::fs::write(dir.path().join(Timeline(n).history_file()), text).unwrap();
+        let (one, three) = ("1\t0/16B3748\tno recovery target specified\n", "\n3\t0/3000000\tx\n");
+        write(5, &format!("{one}{three}"));
+        write(3, PLACEHOLDER);
+        complete(dir.path(), Timeline(5), &me()).unwrap();
+        assert_eq!([read(2), read(4)], [PLACEHOLDER, PLACEHOLDER], "nobody's ancestors");
+        assert_eq!(ancestry(dir.path(), Timeline(3)).unwrap(), [(Timeline(1), Lsn(0x16B_3748))]);
+        write(3, "real\n");
+        complete(dir.path(), Timeline(5), &me()).unwrap();
+        assert_eq!(read(3), "real\n", "what PostgreSQL wrote stays");
     }
 
     #[test]

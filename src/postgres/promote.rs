@@ -51,7 +51,8 @@ impl Instance {
         .await?;
         self.reload()?;
         self.await_names(&names).await?;
-        self.reserve(own.next().0..timeline.0).await?;
+        let (wal, run_as) = (self.layout.wal(), self.run_as.clone());
+        blocking(move || history::reserve(&wal, own.next().0..timeline.0, &run_as)).await?;
         asked.store(true, Ordering::Release);
         session.run("SELECT pg_promote(false)", QUERY_LIMIT).await?;
         while session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("f") {
@@ -61,14 +62,9 @@ impl Instance {
         if found != timeline {
             return Err(Error::WrongTimeline { claimed: timeline, found });
         }
-        // A standby that follows across the gap asks for every history file in between.
-        self.reserve(2..timeline.0).await?;
-        self.create_slots(rule.standbys.iter().copied()).await
-    }
-
-    async fn reserve(&self, numbers: std::ops::Range<u32>) -> Result<(), Error> {
         let (wal, run_as) = (self.layout.wal(), self.run_as.clone());
-        blocking(move || history::reserve(&wal, numbers, &run_as)).await
+        blocking(move || history::complete(&wal, timeline, &run_as)).await?;
+        self.create_slots(rule.standbys.iter().copied()).await
     }
 
     /// Waits until a new connection sees `names`. Its process was forked after the postmaster had read the file and had told all

@@ -27,9 +27,11 @@ pub(super) const FAULTS: &[Fault] = &[
     })
     .hold(3, 10)
     .phases(ANY),
-    fault("kill-standby-postmaster", Aim::OtherStandby, "kill -9 of a standby's postmaster.", |i| kill(i, i.target(), Kind::Postmaster))
-        .hold(3, 10)
-        .phases(ANY),
+    fault("kill-standby-postmaster", Aim::SyncStandby, "kill -9 of a synchronous standby's postmaster.", |i| {
+        kill(i, i.target(), Kind::Postmaster)
+    })
+    .hold(3, 10)
+    .phases(ANY),
     fault("kill-node-and-postgres", Aim::Primary, "kill -9 of everything in the primary's datacenter.", |i| kill_all(i, i.target()))
         .phases(ANY),
     fault("kill-candidate", Aim::Candidate, "kill -9 of everything in the candidate's datacenter.", |i| kill_all(i, i.target())).phases(&[

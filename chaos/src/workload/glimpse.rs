@@ -7,7 +7,7 @@ use super::session::{Session, number};
 use std::collections::HashSet;
 
 /// The newest rows; older ones were seen before.
-const NEWEST: &str = "SELECT id FROM chaos_set ORDER BY n DESC LIMIT 100";
+const NEWEST: &str = "SELECT id, pg_is_in_recovery()::int FROM chaos_set ORDER BY n DESC LIMIT 100";
 
 /// A client that looks at the newest rows.
 #[derive(Default)]
@@ -30,7 +30,8 @@ impl Actor for Onlooker {
             let ids: Vec<i64> = rows.iter().filter_map(|row| number(row, 0)).filter(|id| self.seen.insert(*id)).collect();
             if !ids.is_empty() {
                 let node = if session.origin().door == Door::Direct { self.node.clone() } else { None };
-                let glimpse = Glimpse { origin: session.origin(), at: session.now(), node, ids };
+                let standby = rows.first().and_then(|row| number(row, 1)) == Some(1);
+                let glimpse = Glimpse { origin: session.origin(), at: session.now(), node, standby, ids };
                 desk.keep(|log| log.glimpses.push(glimpse));
             }
         }

@@ -168,6 +168,9 @@ pub struct Glimpse {
     pub at: At,
     /// The node's name when read without a proxy.
     pub node: Option<String>,
+    /// It was read on a server in recovery.
+    #[serde(default)]
+    pub standby: bool,
     pub ids: Vec<i64>,
 }
 
