@@ -34,7 +34,7 @@ fn two_required_keys_suffice_on_loopback() {
     assert_eq!(config.proxy.auto.to_string(), "127.0.0.1:6432");
     assert_eq!(config.postgres.listen, "127.0.0.1");
     assert_eq!(config.postgres.advertise.to_string(), "127.0.0.1:5432");
-    assert_eq!(config.consensus.election_timeout, Duration::from_millis(500));
+    assert_eq!(config.consensus.election_timeout, Duration::from_millis(600));
     assert!(config.api.tls.is_none());
 }
 

@@ -67,7 +67,6 @@ pub(super) const FAULTS: &[Fault] = &[
     .hold(3, 10),
     fault("promoted-by-hand", Aim::SyncStandby, "A superuser calls pg_promote() on a standby: a second primary that acknowledges nothing.", promote)
         .hold(5, 15)
-        .known("promoted and stopped before its first checkpoint, it is rewound over and over: pg_rewind sees no divergence in pg_control")
     .phases(DURING_CHANGES),
     fault("stopped-by-hand", Aim::Primary, "Somebody stops the primary's Postgres as `pg_ctl stop -m fast` does.", |i| by_hand(i, Signal::INT)).hold(3, 10),
     fault("stopped-at-once-by-hand", Aim::SyncStandby, "Somebody stops a standby's Postgres as `pg_ctl stop -m immediate` does.", |i| {
