@@ -268,6 +268,7 @@ pub fn settings(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<S
         rate: what.rate,
         administrator: what.administrator,
         stop_at_first: what.stop_at_first,
+        hunting: false,
         words: words(what, decided),
     })
 }

@@ -15,7 +15,12 @@ const NEEDLESS_AFTER: Duration = Duration::from_secs(6);
 
 /// What this node does next.
 pub(super) fn step(s: &ClusterState, local: &LocalState, view: &View, step: Step) -> Step {
-    if bug::is(Bug::SkipSeal) && step.action == Some(Action::Detach) && matches!(s.phase, Phase::Electing { .. }) {
+    let elsewhere = match s.phase {
+        Phase::Electing { .. } => true,
+        Phase::Promoting { candidate } => candidate != local.me,
+        Phase::Empty | Phase::Bootstrapping { .. } | Phase::Steady { .. } | Phase::Draining { .. } => false,
+    };
+    if bug::is(Bug::SkipSeal) && step.action == Some(Action::Detach) && elsewhere {
         return Step { action: None, reason: StepReason::Sealed };
     }
     if bug::is(Bug::NarrowRuleEarly)
@@ -55,15 +60,18 @@ pub(super) fn view(s: &ClusterState, view: &mut View) {
 
 /// What the controller proposes.
 pub(super) fn decision(s: &ClusterState, view: &View, decision: Decision) -> Decision {
-    let sealed = || seals(s, view);
+    // The first election of all has one candidate only.
+    let sealed = || Some(seals(s, view)).filter(|_| s.timelines.0.len() > 1).into_iter().flatten();
     let wrong = match &decision.command {
-        Some(Command::Elect { .. }) if bug::is(Bug::ElectLagging) => sealed().into_iter().min_by_key(|(_, end)| *end),
-        None if bug::is(Bug::ElectUncovered) && matches!(s.phase, Phase::Electing { .. }) => sealed().into_iter().next(),
+        Some(Command::Elect { candidate, .. }) if bug::is(Bug::ElectLagging) => {
+            sealed().min_by_key(|(_, end)| *end).filter(|(node, _)| node != candidate)
+        }
+        None if bug::is(Bug::ElectUncovered) && matches!(s.phase, Phase::Electing { .. }) => sealed().next(),
         Some(_) | None => None,
     };
     let Some((candidate, end)) = wrong else { return decision };
     let others = s.data_members().filter(|node| *node != candidate);
-    let rule = SyncRule::new(candidate, others, s.rules.last().map_or(1, |rule| rule.acks));
+    let rule = SyncRule::new(candidate, others, 1);
     let command = Command::Elect { candidate, rule, lsn: end.lsn };
     Decision { command: Some(command), reason: Reason::MostAdvanced { node: candidate, position: end } }
 }

@@ -103,6 +103,7 @@ pub fn run(settings: &Settings, hunted: &Hunted, interrupts: &Interrupts, voice:
             let hunt = hunts::hunt(&bug.name);
             own.mode = if bug.name.is_empty() { sound.clone() } else { lists::listed(hunt.faults) };
             own.administrator |= hunt.administrator;
+            own.set.extend(hunt.lease_ttl.map(|literal| ("ha".to_owned(), "lease_ttl".to_owned(), literal.to_owned())));
         }
         voice.note(clock, &format!("mutant {}", if bug.name.is_empty() { "none" } else { &bug.name }));
         let row = one(own, &bug, interrupts, voice).with_context(|| format!("with the bug {}", bug.name))?;
@@ -121,6 +122,7 @@ fn one(mut settings: Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice
     let clock = RunClock::start();
     settings.stop_at_first = true;
     if !bug.name.is_empty() {
+        settings.hunting = true;
         settings.environment.push((VARIABLE.to_owned(), bug.name.clone()));
         settings.out = settings.out.join(&bug.name);
         settings.dir = settings.dir.join(&bug.name);
@@ -184,7 +186,7 @@ mod tests {
     use super::*;
 
     fn row(bug: &str, caught: &[&str]) -> Row {
-        let caught_by = caught.iter().map(|c| (*c).to_owned()).collect();
+        let caught_by: Vec<String> = caught.iter().map(|c| (*c).to_owned()).collect();
         let passed = caught_by.is_empty();
         Row { bug: bug.into(), about: String::new(), caught_by, passed, seconds: 1, what: String::new() }
     }

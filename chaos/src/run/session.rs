@@ -106,6 +106,7 @@ fn with_cluster(
         pace,
         clock: pace.clock,
         scale: settings.scale(),
+        hunting: settings.hunting,
         watch: &watch,
         voice,
         ends: RefCell::default(),

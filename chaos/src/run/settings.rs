@@ -44,6 +44,8 @@ pub struct Settings {
     /// Somebody asks for switchovers all the time.
     pub administrator: bool,
     pub stop_at_first: bool,
+    /// A seeded bug is switched on: what does not come back soon is caught.
+    pub hunting: bool,
     /// Words of the command line that are not said by the fields above.
     pub words: Vec<String>,
 }
