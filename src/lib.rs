@@ -2,6 +2,7 @@
 //!
 //! Modules by level; each imports only lower ones (`tests/it/tidy.rs` enforces it). See docs/ARCHITECTURE.md.
 
+pub mod bug;
 pub mod types;
 
 pub mod cluster;

@@ -1,6 +1,7 @@
 //! Words of the command line. What they mean is in [`crate::run`].
 
 use crate::fault::Phase;
+use crate::pair::PairArgs;
 use crate::run::{Mode, SHORT, STANDARD, Settings, listed};
 use crate::world::Preset;
 use anyhow::{Context as _, Result, bail};
@@ -45,8 +46,14 @@ pub enum Verb {
     #[command(after_help = "Example:\n  chaos list")]
     List,
     /// Run a short list against a program with seeded bugs: each must be caught.
-    #[command(after_help = "Example:\n  chaos mutants --binary target/mutants/release/trilithon\n  chaos mutants --only skip-seal")]
+    #[command(after_help = "Example:\n  chaos mutants --binary target/bugs/release/trilithon\n  chaos mutants --only skip-seal")]
     Mutants(MutantsArgs),
+    /// Run the same against a plain asynchronous pair that a script promotes: it must fail.
+    #[command(after_help = "Example:\n  chaos control\n  chaos control --fault freeze-datacenter@steady")]
+    Control(RunArgs),
+    /// What runs in each datacenter of that pair.
+    #[command(hide = true)]
+    PairNode(PairArgs),
     /// A world for people: a shell per datacenter, and words to cut and heal.
     #[command(after_help = "Example:\n  chaos up --preset design")]
     Up(UpArgs),
@@ -188,6 +195,9 @@ pub struct MutantsArgs {
     /// Only this bug; may be given several times.
     #[arg(long, value_name = "BUG")]
     pub only: Vec<String>,
+    /// Without the run that has no bug at all.
+    #[arg(long)]
+    pub bugs_only: bool,
     /// Write the table as JSON too.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -239,6 +249,7 @@ pub fn settings(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<S
     Ok(Settings {
         binary: with.binary.clone(),
         pg_bin: with.pg_bin.clone(),
+        pair: false,
         seed,
         mode,
         minutes,
@@ -257,6 +268,7 @@ pub fn settings(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<S
         rate: what.rate,
         administrator: what.administrator,
         stop_at_first: what.stop_at_first,
+        hunting: false,
         words: words(what, decided),
     })
 }

@@ -15,6 +15,7 @@ mod check;
 mod cli;
 mod cluster;
 mod fault;
+mod pair;
 mod record;
 mod report;
 mod run;
@@ -39,6 +40,8 @@ fn main() -> ExitCode {
         Verb::Try { words } => fault::command(words).map(|()| ExitCode::SUCCESS),
         Verb::List => verbs::list(),
         Verb::Mutants(args) => verbs::mutants(args),
+        Verb::Control(args) => verbs::control(args),
+        Verb::PairNode(args) => pair::run(args).map(|()| ExitCode::SUCCESS),
         Verb::Up(args) => verbs::up(args),
         Verb::Down => verbs::down(),
         Verb::Report(args) => verbs::report(args),

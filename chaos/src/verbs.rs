@@ -4,7 +4,7 @@ use crate::cli::{MutantsArgs, ReportArgs, RunArgs, UpArgs, WhatArgs, WithArgs, s
 use crate::fault::{self, Expected};
 use crate::record::{Outcome, Record};
 use crate::report;
-use crate::run::{Finished, HUNT, Interrupted, Voice, listed, mutants as seeded, session};
+use crate::run::{Finished, Interrupted, Voice, mutants as seeded, session};
 use crate::world::{Interrupts, Spec, World, up_interactive};
 use anyhow::{Context as _, Result, bail};
 use std::fs;
@@ -98,11 +98,9 @@ pub fn mutants(args: &MutantsArgs) -> Result<ExitCode> {
     let (interrupts, voice) = (Interrupts::listen()?, Voice::new());
     let what = &args.run.what;
     let chosen = what.standard || what.short || what.minutes.is_some() || !what.faults.is_empty() || args.run.seed.is_some();
-    let mut settings = settings(args.run.seed, what, &args.run.with)?;
-    if !chosen {
-        settings.mode = listed(HUNT);
-    }
-    let rows = seeded::run(&settings, &args.only, &interrupts, &voice);
+    let settings = settings(args.run.seed, what, &args.run.with)?;
+    let hunted = seeded::Hunted { only: args.only.clone(), bugs_only: args.bugs_only, own_faults: !chosen };
+    let rows = seeded::run(&settings, &hunted, &interrupts, &voice);
     voice.finish();
     let rows = rows?;
     anstream::println!("{}", seeded::table(&rows));
@@ -111,6 +109,17 @@ pub fn mutants(args: &MutantsArgs) -> Result<ExitCode> {
         fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(if seeded::all_caught(&rows) { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// It must fail: the exit code says whether the harness saw that.
+pub fn control(args: &RunArgs) -> Result<ExitCode> {
+    let (interrupts, voice) = (Interrupts::listen()?, Voice::new());
+    let settings = settings(args.seed, &args.what, &args.with)?;
+    let row = seeded::control(&settings, args.what.faults.is_empty(), &interrupts, &voice);
+    voice.finish();
+    let row = row?;
+    anstream::println!("{}", seeded::table(std::slice::from_ref(&row)));
+    Ok(if row.caught_by.is_empty() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
 }
 
 pub fn up(args: &UpArgs) -> Result<ExitCode> {

@@ -3,6 +3,7 @@
 //! Nothing is remembered between turns: a lost answer, a lost leadership or a rejected command is mended by the next decision.
 //! Two controllers at once are harmless, because a command names the revision that it was decided on (INV-2).
 
+use super::mistakes;
 use super::view::ViewSource;
 use crate::cluster::{ClusterState, Phase, Proposal};
 use crate::consensus::Handle;
@@ -61,8 +62,9 @@ impl Controller {
                 continue;
             }
             let state = states.borrow_and_update().clone();
-            let view = self.view.view(self.clock.now());
-            let decision = decide(&state, &view);
+            let mut view = self.view.view(self.clock.now());
+            mistakes::view(&state, &mut view);
+            let decision = mistakes::decision(&state, &view, decide(&state, &view));
             self.explain(&state, &decision);
             let acted = decision.command.is_some();
             if acted {

@@ -16,6 +16,7 @@ mod flight;
 mod lease;
 mod marks;
 mod memory;
+mod mistakes;
 mod observe;
 mod probe;
 mod promise;

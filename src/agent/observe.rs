@@ -1,6 +1,7 @@
 //! Gathers what `converge` reads and what the peers are told.
 
 use super::memory::Memory;
+use crate::bug::{self, Bug};
 use crate::cluster::{ClusterState, SyncRule};
 use crate::ha::{LeaseBelief, LocalState, NodeObservation, PostgresFacts, PostgresState, Role, Upstream, View};
 use crate::types::{Epoch, Lsn, Millis, NodeId, Timeline};
@@ -103,7 +104,7 @@ fn confirmed(s: &ClusterState, facts: &PostgresFacts) -> Option<(Timeline, Lsn)>
 pub fn doubtful(s: &ClusterState, me: NodeId, facts: &PostgresFacts, memory: &Memory) -> bool {
     let wrote_it = facts.timeline.and_then(|t| s.timelines.get(t)).is_some_and(|claim| claim.node == me);
     let covered = facts.timeline.zip(memory.confirmed).zip(facts.position).is_some_and(|((t, (on, lsn)), end)| t == on && end.lsn <= lsn);
-    facts.role == Some(Role::Standby) && wrote_it && !covered
+    facts.role == Some(Role::Standby) && wrote_it && !covered && !bug::is(Bug::DoubtfulRead)
 }
 
 /// The primary of the present epoch as it last described itself.

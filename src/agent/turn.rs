@@ -3,6 +3,7 @@
 use super::execute::{self, Done};
 use super::flight::Flight;
 use super::memory::Memory;
+use super::mistakes;
 use super::observe::{self, Own};
 use super::upkeep::Upkeep;
 use super::{LeaseCell, Promise, PromiseError, ViewSource};
@@ -100,7 +101,7 @@ impl Loop {
             }
             self.hurry(&state, now.since(view.phase_since));
             let local = self.observe(&state, upstream.clone()).await;
-            let step = converge(&state, &local);
+            let step = mistakes::step(&state, &local, &view, converge(&state, &local));
             self.tell(&state, &local, &step.reason);
             self.explain(&state, &step.reason);
             self.abort_if_overtaken(&state, step.action.as_ref());
@@ -166,6 +167,7 @@ impl Loop {
         if self.flight.is_some() {
             observation.seal = None;
         }
+        mistakes::seal(s, &mut observation);
         // A drain must not end before the proxy has heard of it (INV-11).
         observation.revision = proxy.map_or(s.revision, |(obeyed, _)| obeyed.min(s.revision));
         self.agent.view.seen(observation.clone(), self.agent.clock.now());

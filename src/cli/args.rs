@@ -266,6 +266,10 @@ pub struct VersionArgs {
     /// Only of this program.
     #[arg(long)]
     pub client: bool,
+    /// The seeded bugs that were built into this program.
+    #[cfg(feature = "bugs")]
+    #[arg(long)]
+    pub bugs: bool,
     #[command(flatten)]
     pub remote: Remote,
 }

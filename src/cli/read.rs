@@ -326,6 +326,11 @@ struct Versions {
 }
 
 pub(super) async fn version(args: &VersionArgs) -> Result<(), Failure> {
+    #[cfg(feature = "bugs")]
+    if args.bugs {
+        crate::bug::Bug::ALL.iter().for_each(|bug| anstream::println!("{:<28} {}", bug.name(), bug.about()));
+        return Ok(());
+    }
     let mut versions = Versions { client: env!("CARGO_PKG_VERSION").to_owned(), nodes: BTreeMap::new() };
     // Without a cluster at hand the program still has a version.
     if !args.client

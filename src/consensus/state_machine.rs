@@ -6,6 +6,7 @@
 
 use super::raft::{Applied, EntryPayload, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use super::snapshot::{self, Decoded, SnapshotDir};
+use crate::bug::{self, Bug};
 use crate::cluster::{self, ClusterState};
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -97,8 +98,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 }
                 EntryPayload::Normal(data) => {
                     // Skipping an entry that others apply would make this copy differ from theirs: stop instead.
-                    let proposal = data.decode().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+                    let mut proposal = data.decode().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+                    if bug::is(Bug::NoCompareAndSet) {
+                        proposal.expect = proposal.expect.map(|_| self.state.revision);
+                    }
                     let outcome = cluster::apply(Arc::make_mut(&mut self.state), &proposal);
+                    if bug::is(Bug::RequestAppliedTwice) {
+                        Arc::make_mut(&mut self.state).requests.clear();
+                    }
                     self.publish();
                     Applied(Some(outcome))
                 }

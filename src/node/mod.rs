@@ -61,6 +61,10 @@ fn try_run(args: &Args) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let config = Config::load(&args.config)?;
     let log = telemetry::init_logging(config.telemetry.format, &config.telemetry.level)?;
+    #[cfg(feature = "bugs")]
+    if let Some(bug) = crate::bug::chosen() {
+        tracing::warn!(bug = bug.name(), "a seeded bug is switched on");
+    }
     // One thread for everything but the proxy, the lease and the log, which have their own: the work is small and mostly waiting, and a
     // scheduler for several threads wakes up twice for each timer.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -8,6 +8,7 @@
 
 use super::layout::Layout;
 use super::user::own_name;
+use crate::bug::{self, Bug};
 use crate::cluster::SyncRule;
 use crate::types::{Epoch, Lsn, NodeId, Timeline};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,7 @@ impl SyncNames {
     pub fn value(&self) -> String {
         match self {
             SyncNames::Closed => "ANY 1 (trilithon_nobody)".to_owned(),
+            SyncNames::Members { .. } if bug::is(Bug::NamesEmptied) => String::new(),
             SyncNames::Members { acks: 0, .. } => String::new(),
             SyncNames::Members { acks, standbys } => {
                 let names: Vec<String> = standbys.iter().map(|n| application_name(*n)).collect();
@@ -190,7 +192,7 @@ pub(super) fn command_line(layout: &Layout, listen: &str, port: u16, node: NodeI
         ("hot_standby", "on".to_owned()),
         ("wal_log_hints", "on".to_owned()),
         ("full_page_writes", "on".to_owned()),
-        ("fsync", "on".to_owned()),
+        ("fsync", if bug::is(Bug::FsyncOff) { "off" } else { "on" }.to_owned()),
         ("recovery_target_timeline", "latest".to_owned()),
         ("recovery_min_apply_delay", "0".to_owned()),
         ("logging_collector", "off".to_owned()),
@@ -231,6 +233,9 @@ pub(super) fn render(
     settings.insert("wal_level".to_owned(), wal_level.to_owned());
     if !matches!(settings.get("synchronous_commit").map(String::as_str), Some("remote_apply")) {
         settings.insert("synchronous_commit".to_owned(), "on".to_owned());
+    }
+    if bug::is(Bug::CommitLocal) {
+        settings.insert("synchronous_commit".to_owned(), "local".to_owned());
     }
     settings.insert("synchronous_standby_names".to_owned(), intent.sync.value());
     settings.insert("restore_command".to_owned(), String::new());

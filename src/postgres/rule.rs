@@ -14,6 +14,7 @@ use super::lifecycle::POLL;
 use super::process::lock;
 use super::session::{Session, Target};
 use super::tool::within;
+use crate::bug::{self, Bug};
 use crate::cluster::SyncRule;
 use crate::types::{Epoch, Lsn, NodeId};
 use std::collections::BTreeSet;
@@ -154,7 +155,7 @@ async fn walsenders(session: &Session) -> Result<Vec<Walsender>, Error> {
             pid: row.get(0)?.parse().ok()?,
             node: node_of(row.get(1)?)?,
             flushed: row.get(2)?.parse().ok()?,
-            releases: row.get(3)? != "0",
+            releases: row.get(3)? != "0" || bug::is(Bug::NamesEmptied),
         })
     };
     Ok(rows.iter().filter_map(parse).collect())

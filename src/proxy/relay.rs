@@ -12,8 +12,9 @@ use super::outcome;
 use super::protocol::Effect;
 use super::server::{Cut, Role};
 use super::session::{End, Held, Session};
+use crate::bug::{self, Bug};
 use crate::wire::frame::Frame;
-use crate::wire::message::{Fields, Severity, TxStatus, put_error, split_cstr};
+use crate::wire::message::{Fields, Severity, TxStatus, put_complete, put_error, split_cstr};
 use std::future::poll_fn;
 
 use std::task::Poll;
@@ -75,7 +76,8 @@ impl Session {
                 Flow::Refused => return self.run_on_primary().await,
             }
             let client_done = self.flush_client()?;
-            if self.tracker.is_idle() && client_done && server_done && self.is_quiet() {
+            let may_part = self.tracker.is_idle() || (bug::is(Bug::ReleaseInTransaction) && self.tracker.is_settled());
+            if may_part && client_done && server_done && self.is_quiet() {
                 if stop == Stop::Goodbye {
                     return Err(End::Quiet);
                 }
@@ -335,6 +337,11 @@ impl Session {
             b'E' => return self.note_error(frame),
             b'N' => {
                 if Fields::read(held.inbox.body(frame)).ends_sync_wait() {
+                    if bug::is(Bug::CancelledWaitAcknowledged) {
+                        held.inbox.discard_ready();
+                        held.inbox.drop_frame(frame);
+                        return Ok(None);
+                    }
                     self.tracker.sync_wait_ended();
                 }
             }
@@ -416,6 +423,9 @@ impl Session {
             held.inbox.drop_frame(frame);
             return Ok(None);
         }
+        if bug::is(Bug::CommitErrorSwallowed) && !fields.is_fatal() && self.tracker.greatest_effect() == Effect::Commit {
+            return self.swallow_commit_error(frame);
+        }
         let drained = fields.code == b"57014" && held.link.cut_by() == Cut::Drained;
         held.replay = None;
         self.statements.failed();
@@ -428,6 +438,16 @@ impl Session {
         } else {
             held.inbox.pass(frame);
         }
+        Ok(None)
+    }
+
+    /// A seeded bug.
+    fn swallow_commit_error(&mut self, frame: &Frame) -> Result<Option<Flow>, End> {
+        let held = self.held.as_mut().expect("relay runs only while a server is held");
+        self.out.extend_from_slice(held.inbox.ready());
+        held.inbox.discard_ready();
+        held.inbox.drop_frame(frame);
+        put_complete(&mut self.out, "COMMIT");
         Ok(None)
     }
 

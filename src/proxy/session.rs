@@ -21,6 +21,7 @@ use super::request::{Unit, UnitKind, fingerprint};
 use super::server::{Cut, Link, Parameters, Role};
 use super::shared::{Greeting, Shared};
 use super::statements::Statements;
+use crate::bug::{self, Bug};
 use crate::wire::cancel::CancelKey;
 use crate::wire::frame::StreamBuffer;
 use crate::wire::message::{Severity, TxStatus, put_complete, put_error, put_query, put_ready};
@@ -307,7 +308,7 @@ impl Session {
             put_query(&mut held.out, &text);
             held.swallow = true;
             self.tracker.block_opened();
-        } else if unit.class.kind == Kind::Read && !self.pinned {
+        } else if (unit.class.kind == Kind::Read || bug::is(Bug::ReplayUnknownWrite)) && !self.pinned {
             let bytes = self.inbox.unscanned().get(..unit.len).map(<[u8]>::to_vec);
             held.replay = bytes.map(|bytes| Replay { bytes, want, attempts: 0 });
         }
@@ -326,13 +327,14 @@ impl Session {
     /// Where the unit goes.
     fn want(&self, unit: &Unit) -> Want {
         match self.door {
+            Door::Primary if bug::is(Bug::ReadOnStandby) && unit.class.kind == Kind::Read => return Want::Any,
             Door::Primary => return Want::Primary,
             Door::Standby => return Want::Reader,
             Door::Auto => {}
         }
         let follows_writes = match self.shared.config.consistency {
             Consistency::Eventual => false,
-            Consistency::Session => self.wrote,
+            Consistency::Session => self.wrote && !bug::is(Bug::ForgetOwnWrites),
             Consistency::Primary => true,
         };
         if follows_writes || self.pinned || unit.class.pins {
@@ -385,6 +387,10 @@ impl Session {
             if self.tracker.greatest_effect() < Effect::Commit && !self.tracker.is_settled() {
                 cancel::send(&held.link).await;
             }
+            return;
+        }
+        if bug::is(Bug::LeakTransaction) {
+            held.part(self.shared.clock.now());
             return;
         }
         let (mut cleaning, mut readies) = (Vec::new(), 1);

@@ -11,6 +11,7 @@ use super::pool::{Pool, PoolKey};
 use super::server::{Cut, Link, Parameters, Role, Server};
 use super::stats::{PoolStats, Stats};
 use super::{Control, Inputs};
+use crate::bug::{self, Bug};
 use crate::cluster::{Topology, WriteGate};
 use crate::telemetry::Clock;
 use crate::types::{Millis, NodeId};
@@ -129,6 +130,9 @@ impl Shared {
 
     /// Takes a new topology over; see the module for the order.
     pub fn adopt(&self, topology: Arc<Topology>) {
+        if bug::is(Bug::KeepOldServers) && self.clings_to_old(&topology) {
+            return;
+        }
         self.gate.set(&topology);
         self.view.send_replace(Arc::clone(&topology));
         for link in self.live_links() {
@@ -152,6 +156,13 @@ impl Shared {
             server.link.cut(Cut::Fenced);
         }
         covered
+    }
+
+    /// A seeded bug: the old primary's connections live, and this node is not the new one.
+    fn clings_to_old(&self, new: &Topology) -> bool {
+        let is_mine = matches!(new.write, WriteGate::Open { primary, .. } if primary == self.node);
+        let epoch = self.topology().epoch;
+        !is_mine && new.epoch > epoch && self.live_links().iter().any(|link| link.to_primary && link.epoch == epoch)
     }
 
     fn live_links(&self) -> Vec<Arc<Link>> {

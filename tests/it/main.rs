@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod bugs;
 // Shared with the benchmark, which uses more of them.
 #[allow(dead_code)]
 mod cluster_harness;

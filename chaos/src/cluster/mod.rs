@@ -25,7 +25,7 @@ pub use process::output_within;
 use process::reap;
 pub use sql::{Row, Target, in_words, query};
 pub use status::{Member, Status, get};
-pub use system::{Ports, System};
+pub use system::{Ports, Program, System};
 pub use trilithon::{Options, Trilithon};
 
 use crate::record::{At, RunClock};

@@ -3,7 +3,7 @@
 use super::aim::Target;
 use super::injected::Injected;
 use super::kinds::{Aim, Family, Fault, Needs, Phase};
-use super::{disk, process};
+use super::{disk, process, sessions};
 use anyhow::{Context as _, Result, anyhow, bail};
 use rand::Rng as _;
 use rand::seq::SliceRandom as _;
@@ -49,6 +49,24 @@ pub(super) const FAULTS: &[Fault] = &[
         i.isolate(i.target())?;
         process::kill_all(i, other)
     }),
+    fault(
+        "primary-lost-behind-a-broken-line",
+        Aim::Primary,
+        "The line to one standby breaks, and then the primary is killed: only the other standby holds what was acknowledged since.",
+        |i| {
+            const APART: Duration = Duration::from_secs(3);
+            let behind = i.others(i.target()).pop().context("nobody else")?;
+            i.both_ways(i.target(), behind, |link| link.cut = true)?;
+            std::thread::sleep(APART);
+            process::kill_all(i, i.target())
+        },
+    ),
+    fault(
+        "cancelled-waits-and-failover",
+        Aim::Primary,
+        "No standby hears the primary's Postgres, commits that wait for one are cancelled, and then it is killed.",
+        cancel_and_kill,
+    ),
     fault("everybody-loses-power", Aim::Everyone, "All three datacenters lose power within 50 ms, and come back together.", |i| {
         let all = i.all_targets();
         lose_power(i, &all)
@@ -139,6 +157,21 @@ fn lose_power_and_return<'a>(i: &mut Injected<'a>, targets: &[Target<'a>], pause
     }
     let names: Vec<&str> = targets.iter().map(Target::name).collect();
     i.proved(format!("{} lost power within {} ms, and {lost} unflushed blocks", names.join(", "), took.as_millis()));
+    Ok(())
+}
+
+/// What was cancelled is on the primary's disk only, and nobody may have been told that it is safe.
+fn cancel_and_kill(i: &mut Injected<'_>) -> Result<()> {
+    const WAITS: Duration = Duration::from_secs(4);
+    let (target, port) = (i.target(), i.ctx.cluster.ports().postgres);
+    i.all_lines(target, |link| link.cut_ports.extend([port]))?;
+    let cancelling = "DO $$ DECLARE n int; BEGIN \
+                      SELECT count(pg_cancel_backend(pid)) INTO n FROM pg_stat_activity WHERE wait_event = 'SyncRep'; \
+                      IF n = 0 THEN RAISE EXCEPTION 'nobody waits'; END IF; END $$";
+    let (cancelled, _) = sessions::run(i, target, cancelling, 1);
+    std::thread::sleep(WAITS);
+    process::kill_all(i, target)?;
+    i.prove("cancelled waits", move || (cancelled.get() > 0).then(|| format!("waiting commits were cancelled {} times", cancelled.get())));
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use super::plan::Mode;
 use crate::fault::Phase;
 
 /// A fault, and the phase in which it strikes.
-type Entry = (&'static str, Phase);
+pub type Entry = (&'static str, Phase);
 
 /// Ten minutes: something of every family, and the phases in which a failover is most easily got wrong.
 pub const STANDARD: &[Entry] = &[

@@ -11,6 +11,7 @@
 //! Entry points: [`session::run`], [`mutants::run`].
 
 mod clients;
+mod hunts;
 mod lists;
 mod logs;
 pub mod mutants;
@@ -25,7 +26,7 @@ mod versions;
 mod voice;
 mod watch;
 
-pub use lists::{HUNT, SHORT, STANDARD, listed};
+pub use lists::{SHORT, STANDARD, listed};
 pub use pace::Interrupted;
 pub use plan::Mode;
 pub use session::Finished;

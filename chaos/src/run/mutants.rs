@@ -2,11 +2,12 @@
 //!
 //! The program is one that was built with its seeded bugs; `trilithon version --bugs` lists them, the environment variable
 //! TRILITHON_BUG switches one on. Each bug gets a world of its own. A mutant that nobody caught is a hole in the harness, and so is a
-//! first row (no bug at all) that does not pass.
+//! first row (no bug at all) that does not pass: it stands the faults of all the others. Bugs that no run from outside shows in minutes
+//! are passed over, unless they are asked for; see [`hunts`].
 
-use super::session;
 use super::settings::Settings;
 use super::voice::Voice;
+use super::{hunts, lists, session};
 use crate::cluster::output_within;
 use crate::record::{Outcome, RunClock, Verdict};
 use crate::report;
@@ -20,6 +21,9 @@ use std::time::Duration;
 /// Switches a seeded bug on.
 const VARIABLE: &str = "TRILITHON_BUG";
 
+/// The last row.
+const CONTROL: &str = "asynchronous-pair";
+
 /// A row of the table.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -28,9 +32,22 @@ pub struct Row {
     pub about: String,
     /// Checkers that failed.
     pub caught_by: Vec<String>,
+    /// The run was a pass, and not merely one in which nothing was found.
+    pub passed: bool,
     /// From the cluster's start to the verdict, in seconds.
     pub seconds: u64,
     pub what: String,
+}
+
+/// What is hunted, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Hunted {
+    /// Names; empty: all that a run from outside can show.
+    pub only: Vec<String>,
+    /// Without the run that has no bug.
+    pub bugs_only: bool,
+    /// Each with its own faults; otherwise all with those of the settings.
+    pub own_faults: bool,
 }
 
 /// A seeded bug that the program knows.
@@ -62,57 +79,90 @@ fn parse(line: &str) -> Option<Bug> {
     (!name.is_empty()).then(|| Bug { name: name.to_owned(), about: about.trim().to_owned() })
 }
 
-/// Run the list against the program without a bug and then with each; `only` names some of them.
+/// Run the program without a bug and then with each.
 ///
 /// # Errors
 /// The program has no seeded bugs, or a world could not be built.
-pub fn run(settings: &Settings, only: &[String], interrupts: &Interrupts, voice: &Voice) -> Result<Vec<Row>> {
+pub fn run(settings: &Settings, hunted: &Hunted, interrupts: &Interrupts, voice: &Voice) -> Result<Vec<Row>> {
     let (clock, all) = (RunClock::start(), bugs(&settings.binary)?);
-    if let Some(unknown) = only.iter().find(|name| !all.iter().any(|b| b.name == **name)) {
+    if let Some(unknown) = hunted.only.iter().find(|name| !all.iter().any(|b| b.name == **name)) {
         bail!("no seeded bug is called {unknown}: `{} version --bugs` lists them", settings.binary.display());
     }
-    let wanted = all.into_iter().filter(|b| only.is_empty() || only.contains(&b.name));
+    let asked = |bug: &Bug| if hunted.only.is_empty() { hunts::hunt(&bug.name).hidden.is_none() } else { hunted.only.contains(&bug.name) };
+    let wanted: Vec<Bug> = all.into_iter().filter(asked).collect();
+    let sound = lists::listed(&hunts::all_of(wanted.iter().map(|bug| bug.name.as_str())));
     let none = Bug { name: String::new(), about: "no bug".to_owned() };
+    let first = (!hunted.bugs_only).then_some(none);
     let mut rows = Vec::new();
-    for bug in std::iter::once(none).chain(wanted) {
+    for bug in first.into_iter().chain(wanted) {
         if interrupts.requested() {
             bail!(super::pace::Interrupted);
         }
+        let mut own = settings.clone();
+        if hunted.own_faults {
+            let hunt = hunts::hunt(&bug.name);
+            own.mode = if bug.name.is_empty() { sound.clone() } else { lists::listed(hunt.faults) };
+            own.administrator |= hunt.administrator;
+            own.set.extend(hunt.lease_ttl.map(|literal| ("ha".to_owned(), "lease_ttl".to_owned(), literal.to_owned())));
+        }
         voice.note(clock, &format!("mutant {}", if bug.name.is_empty() { "none" } else { &bug.name }));
-        let row = one(settings, &bug, interrupts, voice).with_context(|| format!("with the bug {}", bug.name))?;
-        voice.note(
-            clock,
-            &format!("{} after {} s: {}", if row.caught_by.is_empty() { "not caught" } else { "caught" }, row.seconds, row.what),
-        );
+        let row = one(own, &bug, interrupts, voice).with_context(|| format!("with the bug {}", bug.name))?;
+        let word = if row.caught_by.is_empty() { "not caught" } else { "caught" };
+        voice.note(clock, &format!("{word} after {} s: {}", row.seconds, row.what));
         rows.push(row);
+    }
+    if hunted.only.is_empty() {
+        voice.note(clock, "the control: a plain asynchronous pair");
+        rows.push(control(settings, hunted.own_faults, interrupts, voice)?);
     }
     Ok(rows)
 }
 
-fn one(settings: &Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice) -> Result<Row> {
+fn one(mut settings: Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice) -> Result<Row> {
     let clock = RunClock::start();
-    let mut own = Settings { stop_at_first: true, ..settings.clone() };
+    settings.stop_at_first = true;
     if !bug.name.is_empty() {
-        own.environment.push((VARIABLE.to_owned(), bug.name.clone()));
-        own.out = settings.out.join(&bug.name);
-        own.dir = settings.dir.join(&bug.name);
+        settings.hunting = true;
+        settings.environment.push((VARIABLE.to_owned(), bug.name.clone()));
+        settings.out = settings.out.join(&bug.name);
+        settings.dir = settings.dir.join(&bug.name);
     }
-    let row =
-        |caught_by, what| Row { bug: bug.name.clone(), about: bug.about.clone(), caught_by, seconds: clock.now().0 / 1_000_000, what };
-    match session::run(&own, interrupts, voice) {
+    let row = |caught_by, passed, what| Row {
+        bug: bug.name.clone(),
+        about: bug.about.clone(),
+        caught_by,
+        passed,
+        seconds: clock.now().0 / 1_000_000,
+        what,
+    };
+    match session::run(&settings, interrupts, voice) {
         Ok(finished) if finished.interrupted => bail!(super::pace::Interrupted),
         Ok(finished) => {
             report::write(&finished.dir, &finished.record)?;
+            let passed = report::judge(&finished.record).outcome == Outcome::Passed;
             let failed: Vec<&Verdict> = finished.record.verdicts.iter().filter(|v| v.outcome == Outcome::Failed).collect();
             let what = failed.first().map_or_else(|| "no checker found anything".to_owned(), |v| v.summary.clone());
-            Ok(row(failed.iter().map(|v| v.checker.clone()).collect(), what))
+            Ok(row(failed.iter().map(|v| v.checker.clone()).collect(), passed, what))
         }
         // A cluster that does not even start is a bug that nobody ships; without a bug it is the harness's failure.
         Err(error) if !bug.name.is_empty() => {
-            Ok(row(vec!["start".to_owned()], format!("{error:#}").lines().next().unwrap_or_default().to_owned()))
+            Ok(row(vec!["start".to_owned()], false, format!("{error:#}").lines().next().unwrap_or_default().to_owned()))
         }
         Err(error) => Err(error),
     }
+}
+
+/// A plain asynchronous pair that a script promotes, under two of the faults: it is known to lose acknowledged writes.
+///
+/// # Errors
+/// The world could not be built, or the pair did not start.
+pub fn control(settings: &Settings, own_faults: bool, interrupts: &Interrupts, voice: &Voice) -> Result<Row> {
+    let mut settings = Settings { pair: true, out: settings.out.join(CONTROL), dir: settings.dir.join(CONTROL), ..settings.clone() };
+    if own_faults {
+        settings.mode = lists::listed(hunts::CONTROL);
+    }
+    let none = Bug { name: String::new(), about: "a plain asynchronous pair".to_owned() };
+    Ok(Row { bug: CONTROL.to_owned(), ..one(settings, &none, interrupts, voice)? })
 }
 
 /// The table for people.
@@ -128,7 +178,7 @@ pub fn table(rows: &[Row]) -> String {
 
 /// Every bug was caught, and the program without one passed.
 pub fn all_caught(rows: &[Row]) -> bool {
-    rows.iter().all(|row| row.bug.is_empty() == row.caught_by.is_empty())
+    rows.iter().all(|row| if row.bug.is_empty() { row.passed } else { !row.caught_by.is_empty() })
 }
 
 #[cfg(test)]
@@ -136,8 +186,9 @@ mod tests {
     use super::*;
 
     fn row(bug: &str, caught: &[&str]) -> Row {
-        let caught_by = caught.iter().map(|c| (*c).to_owned()).collect();
-        Row { bug: bug.into(), about: String::new(), caught_by, seconds: 1, what: String::new() }
+        let caught_by: Vec<String> = caught.iter().map(|c| (*c).to_owned()).collect();
+        let passed = caught_by.is_empty();
+        Row { bug: bug.into(), about: String::new(), caught_by, passed, seconds: 1, what: String::new() }
     }
 
     #[test]
@@ -152,5 +203,7 @@ mod tests {
         assert!(all_caught(&[row("", &[]), row("a", &["set"])]));
         assert!(!all_caught(&[row("", &["set"]), row("a", &["set"])]), "it fails without a bug");
         assert!(!all_caught(&[row("", &[]), row("a", &[])]), "a bug gets away");
+        let undecided = Row { passed: false, ..row("", &[]) };
+        assert!(!all_caught(&[undecided, row("a", &["set"])]), "nothing is known of the sound program");
     }
 }

@@ -70,7 +70,7 @@ pub fn run(settings: &Settings, interrupts: &Interrupts, voice: &Voice) -> Resul
 
 fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record: &mut Record, voice: &Voice) -> Result<()> {
     voice.note(pace.clock, "starting the cluster");
-    let mut cluster = match Cluster::start(world, &settings.cluster()) {
+    let mut cluster = match settings.start(world) {
         Ok(cluster) => cluster,
         Err(error) => {
             logs::collect(world, None, &settings.out);
@@ -106,6 +106,7 @@ fn with_cluster(
         pace,
         clock: pace.clock,
         scale: settings.scale(),
+        hunting: settings.hunting,
         watch: &watch,
         voice,
         ends: RefCell::default(),

@@ -1,17 +1,21 @@
 //! What a run is made with, and the words that repeat it.
 
 use super::plan::{Means, Mode, Plan};
-use crate::cluster::Options;
+use crate::cluster::{Cluster, Options};
 use crate::fault::{self, Scale};
-use crate::world::{Preset, Spec};
+use crate::pair::Pair;
+use crate::world::{Preset, Spec, World};
 use anyhow::{Context as _, Result};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub binary: PathBuf,
     pub pg_bin: Option<PathBuf>,
+    /// Not Trilithon, but the negative control.
+    pub pair: bool,
     pub seed: u64,
     pub mode: Mode,
     /// No step begins after it; `None`: as long as the plan has steps.
@@ -40,6 +44,8 @@ pub struct Settings {
     /// Somebody asks for switchovers all the time.
     pub administrator: bool,
     pub stop_at_first: bool,
+    /// A seeded bug is switched on: what does not come back soon is caught.
+    pub hunting: bool,
     /// Words of the command line that are not said by the fields above.
     pub words: Vec<String>,
 }
@@ -98,6 +104,17 @@ impl Settings {
         }
         options.environment = self.environment.iter().cloned().collect();
         options
+    }
+
+    /// Start what is under test.
+    ///
+    /// # Errors
+    /// As of [`Cluster::start`].
+    pub fn start(&self, world: &World) -> Result<Cluster> {
+        if self.pair {
+            return Cluster::start_system(world, Arc::new(Pair::new(self.pg_bin.as_deref(), world.sites())?));
+        }
+        Cluster::start(world, &self.cluster())
     }
 
     pub fn scale(&self) -> Scale {

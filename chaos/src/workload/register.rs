@@ -11,7 +11,8 @@ use rand::rngs::SmallRng;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-/// Keys in use at once, and operations until the window moves by one key: about a hundred operations a key.
+/// Keys in use at once, and operations until the window moves by one key: about a hundred operations a key,
+/// and half as many reads by those who only read.
 const WINDOW: i64 = 3;
 const PER_KEY: i64 = 35;
 
@@ -21,14 +22,23 @@ pub struct Registrar {
     rng: SmallRng,
     /// What it saw last, for a compare-and-set that may succeed.
     seen: HashMap<i64, i64>,
+    only_reads: bool,
 }
 
 impl Registrar {
     pub fn new(numbers: Numbers, rng: SmallRng) -> Registrar {
-        Registrar { numbers, rng, seen: HashMap::new() }
+        Registrar { numbers, rng, seen: HashMap::new(), only_reads: false }
+    }
+
+    /// One that never writes: a primary that has lost its standbys holds up whoever writes, and would be asked nothing any more.
+    pub fn reader(numbers: Numbers, rng: SmallRng) -> Registrar {
+        Registrar { only_reads: true, ..Registrar::new(numbers, rng) }
     }
 
     fn choose(&mut self, key: i64) -> RegisterOp {
+        if self.only_reads {
+            return RegisterOp::Read { seen: None };
+        }
         let known = self.seen.get(&key).copied();
         match (self.rng.random_range(0..4), known) {
             (0, Some(expected)) => RegisterOp::Cas { expected, value: self.numbers.draw(), matched: false },
@@ -63,7 +73,7 @@ async fn run(session: &Session, key: i64, op: &mut RegisterOp) -> Result<Option<
 
 impl Actor for Registrar {
     async fn step(&mut self, session: &Session, desk: &Desk) -> After {
-        let base = desk.shared.registered.fetch_add(1, Ordering::Relaxed) / PER_KEY;
+        let base = desk.shared.registered.fetch_add(i64::from(!self.only_reads), Ordering::Relaxed) / PER_KEY;
         let key = base + self.rng.random_range(0..WINDOW);
         self.seen.retain(|old, _| *old >= base);
         let mut op = self.choose(key);

@@ -121,6 +121,7 @@ impl Staff {
         for door in [Door::Auto, Door::Standby, Door::Primary] {
             self.hire(door, 0.02, false, |_, _, _| Onlooker::new(None));
         }
+        self.hire(Door::Primary, 0.06, false, |numbers, rng, _| Registrar::reader(numbers, rng));
         if self.plan.direct {
             self.hire(Door::Direct, 0.02, false, |_, _, _| Auditor);
             let own = places.get(usize::from(self.desk.site)).map(|(name, _)| name.clone());

@@ -30,6 +30,7 @@ fn an_impure_core_is_refused() {
     refused(purity_breaches("src/cluster/apply.rs", "fn f() -> u64 { rand::random() }"), "rand");
     refused(purity_breaches("src/wire/frame.rs", "async fn f() {}"), "async fn");
     refused(purity_breaches("src/wire/frame.rs", "use std::fs;"), "std::fs");
+    refused(purity_breaches("src/ha/decide.rs", "use crate::bug::{self, Bug};"), "crate::bug");
     admitted(purity_breaches("src/ha/decide.rs", "use std::time::Duration;\n/// Never `std::fs`.\nfn f() {}"));
     admitted(purity_breaches("src/agent/loop.rs", "use std::fs;"));
 }
