@@ -12,7 +12,7 @@ RUNS ?= 20
 # Versions of PostgreSQL for `make test-versions`.
 VERSIONS ?= 16 18
 
-.PHONY: help setup demo test lint fix bench chaos docs sim mutants test-versions
+.PHONY: help setup demo test lint fix bench chaos compare docs sim mutants test-versions
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,11 @@ chaos: setup ## the black-box fault harness (ARGS="run --minutes 5 --seed 1"); n
 	cargo test --locked --package chaos world::tests::
 	cargo build --release --locked --workspace
 	target/release/chaos $(or $(ARGS),run)
+
+compare: setup ## Trilithon, Patroni tuned and Patroni by default under the same faults, half an hour; installs the peers (scripts/peers.sh)
+	bash scripts/peers.sh
+	cargo build --release --locked --workspace
+	target/release/chaos compare $(ARGS)
 
 docs: setup ## the documentation of the code, in target/doc
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked --document-private-items

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Try { words } => fault::command(words).map(|()| ExitCode::SUCCESS),
         Verb::List => verbs::list(),
         Verb::Mutants(args) => verbs::mutants(args),
+        Verb::Compare(args) => verbs::compare(args),
         Verb::Up(args) => verbs::up(args),
         Verb::Down => verbs::down(),
         Verb::Report(args) => verbs::report(args),

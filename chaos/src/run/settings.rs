@@ -1,15 +1,27 @@
 //! What a run is made with, and the words that repeat it.
 
 use super::plan::{Means, Mode, Plan};
-use crate::cluster::Options;
+use crate::cluster::{Options, Patroni, Profile, System, Trilithon};
 use crate::fault::{self, Scale};
-use crate::world::{Preset, Spec};
-use anyhow::{Context as _, Result};
+use crate::world::{Preset, Spec, World};
+use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+/// Which system is broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Which {
+    #[default]
+    Trilithon,
+    Patroni(Profile),
+}
 
 #[derive(Clone, Debug)]
 pub struct Settings {
+    pub system: Which,
+    /// Where `scripts/peers.sh` installed what is compared.
+    pub peers: PathBuf,
     pub binary: PathBuf,
     pub pg_bin: Option<PathBuf>,
     pub seed: u64,
@@ -48,15 +60,22 @@ impl Settings {
     /// # Errors
     /// A fault is not in the catalogue, or the world allows none.
     pub fn plan(&self) -> Result<Plan> {
-        let means = Means { disks: self.disks, shim: self.clocks, gaps: self.gaps };
+        let means = Means { disks: self.disks, shim: self.clocks, gaps: self.gaps, peer: self.system != Which::Trilithon };
         Plan::new(self.seed, self.mode.clone(), means, fault::catalogue())
     }
 
     /// What can be said before a world is built.
     ///
     /// # Errors
-    /// There is no program to test.
+    /// There is no program to test, or something was said that this system does not have.
     pub fn check(&self) -> Result<()> {
+        if self.system != Which::Trilithon {
+            if self.witness || !self.set.is_empty() {
+                bail!("--witness and --set are for Trilithon: a peer's settings are those of its profile");
+            }
+            // A peer's programs are looked for when it is set up: there are many.
+            return Ok(());
+        }
         let shown = self.binary.display();
         self.binary.canonicalize().map(drop).with_context(|| {
             format!("there is no program at {shown}: build it (`cargo build --release --bin trilithon`), or name it with --binary")
@@ -84,7 +103,18 @@ impl Settings {
         }
     }
 
-    pub fn cluster(&self) -> Options {
+    /// What runs in `world`.
+    ///
+    /// # Errors
+    /// A program is missing: which, and how to get it.
+    pub fn system(&self, world: &World) -> Result<Arc<dyn System>> {
+        Ok(match self.system {
+            Which::Trilithon => Arc::new(Trilithon::new(self.options(), world.dir())?),
+            Which::Patroni(profile) => Arc::new(Patroni::new(profile, &self.peers, self.pg_bin.as_deref(), world.dir())?),
+        })
+    }
+
+    fn options(&self) -> Options {
         let mut options = Options { binary: self.binary.clone(), pg_bin: self.pg_bin.clone(), ..Options::default() };
         options.witness = self.witness.then(|| "dc3".to_owned());
         if self.preset == Preset::Far {
