@@ -15,8 +15,6 @@ pub(super) const PASSWORD: &str = "chaos-chaos";
 /// HAProxy's listeners, for the local PgBouncer.
 pub(super) const TO_PRIMARY: u16 = 5000;
 pub(super) const TO_STANDBY: u16 = 5001;
-/// All datacenters of a world.
-const NETWORK: &str = "10.99.0.0/16";
 
 pub(super) struct Files<'a> {
     pub profile: Profile,
@@ -31,7 +29,8 @@ impl Files<'_> {
     pub fn patroni(&self) -> String {
         let (name, address) = (self.site.name(), self.site.address());
         let hosts: Vec<String> = self.sites.iter().map(|s| format!("{}:{ETCD_PORT}", s.address())).collect();
-        let hba = [format!("host replication replicator {NETWORK} scram-sha-256"), "host all all 0.0.0.0/0 scram-sha-256".to_owned()];
+        // From its own host too: a standby asks itself for its timeline by this way, and without an answer is never elected.
+        let hba = ["host replication replicator 0.0.0.0/0 scram-sha-256", "host all all 0.0.0.0/0 scram-sha-256"];
         let role = |name: &str| json!({ "username": name, "password": PASSWORD });
         let file = json!({
             "scope": SCOPE,
