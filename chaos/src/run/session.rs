@@ -13,7 +13,7 @@ use super::watch::Watch;
 use super::{clients, logs, versions};
 use crate::cluster::{Cluster, Tells};
 use crate::record::{At, Outcome, Record, RunClock, Verdict};
-use crate::workload::history::{Fate, Histories};
+use crate::workload::history::{Door, Fate, Histories};
 use crate::world::{Interrupts, World};
 use crate::{check, fault};
 use anyhow::{Context as _, Result};
@@ -123,7 +123,9 @@ fn with_cluster(
     let mut histories = running.stop()?;
     histories.commands.extend(clients::given(cluster));
     let (reigns, turns) = watch.stop();
-    let mut acknowledged: Vec<At> = histories.writes().filter(|a| a.fate == Fate::Done).map(|a| a.to).collect();
+    // Who speaks to Postgres itself may go on writing to a primary that nobody routes to any more: that is no availability.
+    let routed = histories.writes().filter(|a| a.fate == Fate::Done && a.origin.door != Door::Direct);
+    let mut acknowledged: Vec<At> = routed.map(|a| a.to).collect();
     acknowledged.sort_unstable();
     let seen = Seen { acknowledged: &acknowledged, reigns: &reigns, turns: &turns, end: pace.now() };
     steps.iter_mut().for_each(|done| verdicts::measure(done, &seen));
