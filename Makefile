@@ -12,7 +12,7 @@ RUNS ?= 20
 # Versions of PostgreSQL for `make test-versions`.
 VERSIONS ?= 16 18
 
-.PHONY: help setup demo test lint fix bench chaos chaos-mutants docs sim mutants test-versions
+.PHONY: help setup demo test lint fix bench chaos chaos-mutants compare docs sim mutants test-versions
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,11 @@ chaos-mutants: setup ## seeded bugs in the real program, which the harness must 
 	cargo build --release --locked --package chaos
 	cargo build --release --locked --features bugs --bin trilithon --target-dir target/bugs
 	target/release/chaos mutants --binary target/bugs/release/trilithon $(ARGS)
+
+compare: setup ## Trilithon, Patroni tuned and Patroni by default under the same faults, half an hour; installs the peers (scripts/peers.sh)
+	bash scripts/peers.sh
+	cargo build --release --locked --workspace
+	target/release/chaos compare $(ARGS)
 
 docs: setup ## the documentation of the code, in target/doc
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --locked --document-private-items

@@ -1,15 +1,16 @@
 //! Words of the command line. What they mean is in [`crate::run`].
 
+use crate::cluster::Profile;
 use crate::fault::Phase;
 use crate::pair::PairArgs;
-use crate::run::{Mode, SHORT, STANDARD, Settings, listed};
+use crate::run::{Listed, Mode, SHORT, STANDARD, Settings, Which, compared, listed};
 use crate::world::Preset;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Breaks whole Trilithon clusters in worlds of its own, and checks every promise on what clients saw.
+/// Breaks whole Trilithon clusters (and their peers) in worlds of its own, and checks every promise on what clients saw.
 #[derive(Debug, Parser)]
 #[command(
     name = "chaos",
@@ -54,6 +55,11 @@ pub enum Verb {
     /// What runs in each datacenter of that pair.
     #[command(hide = true)]
     PairNode(PairArgs),
+    /// Trilithon and its peers under the same faults, side by side.
+    #[command(
+        after_help = "Example:\n  chaos compare                                       run the common list on each, about ten minutes each\n  chaos compare --only patroni-tuned --only trilithon\n  chaos compare a/record.json b/record.json           only draw what was run before"
+    )]
+    Compare(CompareArgs),
     /// A world for people: a shell per datacenter, and words to cut and heal.
     #[command(after_help = "Example:\n  chaos up --preset design")]
     Up(UpArgs),
@@ -94,9 +100,41 @@ impl Lines {
     }
 }
 
+/// What can be broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SystemName {
+    #[default]
+    Trilithon,
+    /// Patroni with etcd, HAProxy and PgBouncer, as they are by default.
+    Patroni,
+    /// The same, as fast as Patroni's validation permits.
+    PatroniTuned,
+}
+
+impl SystemName {
+    pub fn which(self) -> Which {
+        match self {
+            SystemName::Trilithon => Which::Trilithon,
+            SystemName::Patroni => Which::Patroni(Profile::Defaults),
+            SystemName::PatroniTuned => Which::Patroni(Profile::Tuned),
+        }
+    }
+
+    pub fn word(self) -> &'static str {
+        match self {
+            SystemName::Trilithon => "trilithon",
+            SystemName::Patroni => "patroni",
+            SystemName::PatroniTuned => "patroni-tuned",
+        }
+    }
+}
+
 /// What is run, and in what.
 #[derive(Clone, Debug, Args)]
 pub struct WhatArgs {
+    /// What is broken.
+    #[arg(long, value_enum, default_value_t)]
+    pub system: SystemName,
     /// No step begins later than this. Default: as long as the list is; ten minutes where a seed decides.
     #[arg(long, value_name = "N")]
     pub minutes: Option<f64>,
@@ -109,6 +147,9 @@ pub struct WhatArgs {
     /// The fixed list, also where a seed is given.
     #[arg(long, conflicts_with_all = ["faults", "short", "singles", "pairs", "swarm"])]
     pub standard: bool,
+    /// The list that systems are compared by.
+    #[arg(long, conflicts_with_all = ["faults", "short", "standard", "singles", "pairs", "swarm"])]
+    pub compared: bool,
     /// Never two at once.
     #[arg(long, group = "at_once")]
     pub singles: bool,
@@ -159,6 +200,9 @@ pub struct WithArgs {
     /// The program under test.
     #[arg(long, value_name = "FILE", env = "TRILITHON_BIN", default_value = "target/release/trilithon")]
     pub binary: PathBuf,
+    /// Where `scripts/peers.sh` installed what is compared.
+    #[arg(long, value_name = "DIR", env = "CHAOS_PEERS", default_value = "/opt/chaos-peers")]
+    pub peers: PathBuf,
     /// PostgreSQL's programs. Default: it finds them by itself.
     #[arg(long, value_name = "DIR")]
     pub pg_bin: Option<PathBuf>,
@@ -206,6 +250,17 @@ pub struct MutantsArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct CompareArgs {
+    /// `record.json` of runs, to be drawn side by side; without any, the runs are made. The first is what others are compared with.
+    pub records: Vec<PathBuf>,
+    /// Only this system; may be given several times.
+    #[arg(long, value_enum, value_name = "SYSTEM", conflicts_with = "records")]
+    pub only: Vec<SystemName>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct UpArgs {
     /// How far the datacenters are apart.
     #[arg(long, value_enum, default_value_t)]
@@ -247,9 +302,10 @@ pub fn settings(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<S
     let minutes = minutes.map(|m| Duration::try_from_secs_f64(m * 60.0)).transpose().context("--minutes wants a positive number")?;
     let set = what.set.iter().map(|text| assignment(text)).collect::<Result<_>>()?;
     Ok(Settings {
+        system: what.system.which(),
+        peers: with.peers.clone(),
         binary: with.binary.clone(),
         pg_bin: with.pg_bin.clone(),
-        pair: false,
         seed,
         mode,
         minutes,
@@ -278,6 +334,7 @@ fn mode(what: &WhatArgs, decided: bool) -> Result<Mode> {
         return Ok(Mode::List(what.faults.iter().map(|text| fault(text)).collect::<Result<_>>()?));
     }
     Ok(match (what.short, what.singles, what.pairs, what.swarm) {
+        _ if what.compared => compared(),
         _ if what.standard => listed(STANDARD),
         (true, ..) => listed(SHORT),
         (_, true, ..) => Mode::Singles,
@@ -288,11 +345,12 @@ fn mode(what: &WhatArgs, decided: bool) -> Result<Mode> {
     })
 }
 
-fn fault(text: &str) -> Result<(String, Option<Phase>)> {
-    let Some((name, word)) = text.split_once('@') else { return Ok((text.to_owned(), None)) };
+fn fault(text: &str) -> Result<Listed> {
+    let Some((name, word)) = text.split_once('@') else { return Ok(Listed { name: text.to_owned(), phase: None, hold: None }) };
     let phase = Phase::ALL.iter().find(|p| p.word() == word);
     let known = || Phase::ALL.iter().map(|p| p.word()).collect::<Vec<_>>().join(", ");
-    Ok((name.to_owned(), Some(*phase.with_context(|| format!("no phase is called {word}; there are {}", known()))?)))
+    let phase = *phase.with_context(|| format!("no phase is called {word}; there are {}", known()))?;
+    Ok(Listed { name: name.to_owned(), phase: Some(phase), hold: None })
 }
 
 fn assignment(text: &str) -> Result<(String, String, String)> {
@@ -308,15 +366,19 @@ fn words(what: &WhatArgs, decided: bool) -> Vec<String> {
         words.push(name.to_owned());
         words.extend(value);
     };
+    if what.system != SystemName::default() {
+        say("--system", Some(what.system.word().to_owned()));
+    }
     if let Some(minutes) = what.minutes {
         say("--minutes", Some(minutes.to_string()));
     }
     what.faults.iter().for_each(|fault| say("--fault", Some(fault.clone())));
-    let chosen = what.short || what.singles || what.pairs || what.swarm || !what.faults.is_empty();
+    let chosen = what.compared || what.short || what.singles || what.pairs || what.swarm || !what.faults.is_empty();
     if what.standard || (!decided && !chosen) {
         say("--standard", None);
     }
     let flags = [
+        ("--compared", what.compared),
         ("--short", what.short),
         ("--singles", what.singles),
         ("--pairs", what.pairs),
@@ -370,6 +432,7 @@ mod tests {
             &["run", "--minutes", "5", "--seed", "1"][..],
             &["run"],
             &["run", "--short"],
+            &["run", "--compared", "--system", "patroni-tuned"],
             &["run", "--seed", "9", "--swarm", "--steps", "3", "--preset", "far", "--no-disks"],
             &["run", "--seed", "3", "--minutes", "2", "--set", "ha.lease_ttl=\"5s\""],
         ] {
@@ -379,6 +442,7 @@ mod tests {
             let second = run(&again).unwrap();
             assert_eq!((first.mode, first.minutes, first.set), (second.mode, second.minutes, second.set), "{command}");
             assert_eq!((first.seed, first.steps, first.disks, first.preset), (second.seed, second.steps, second.disks, second.preset));
+            assert_eq!(first.system, second.system);
         }
     }
 

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Verb::Mutants(args) => verbs::mutants(args),
         Verb::Control(args) => verbs::control(args),
         Verb::PairNode(args) => pair::run(args).map(|()| ExitCode::SUCCESS),
+        Verb::Compare(args) => verbs::compare(args),
         Verb::Up(args) => verbs::up(args),
         Verb::Down => verbs::down(),
         Verb::Report(args) => verbs::report(args),

@@ -52,6 +52,9 @@ fn boot_time() -> Duration {
 pub struct Record {
     /// The words that repeat it: `chaos replay …`.
     pub command: String,
+    /// Which system was broken.
+    #[serde(default)]
+    pub system: String,
     pub seed: u64,
     /// RFC 3339.
     pub began: String,
@@ -137,6 +140,8 @@ pub struct Sample {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
+    /// The system does not tell what the checker lives on.
+    NotApplicable,
     Passed,
     /// Too little happened to conclude anything.
     #[default]

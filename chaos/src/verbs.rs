@@ -1,6 +1,6 @@
 //! What each word of the command line does. Deliberately absent: anything that lasts; that is in [`crate::run`].
 
-use crate::cli::{MutantsArgs, ReportArgs, RunArgs, UpArgs, WhatArgs, WithArgs, settings, world_dir};
+use crate::cli::{CompareArgs, MutantsArgs, ReportArgs, RunArgs, SystemName, UpArgs, WhatArgs, WithArgs, settings, world_dir};
 use crate::fault::{self, Expected};
 use crate::record::{Outcome, Record};
 use crate::report;
@@ -57,7 +57,7 @@ fn code(outcome: Outcome) -> ExitCode {
     match outcome {
         Outcome::Passed => ExitCode::SUCCESS,
         Outcome::Failed => ExitCode::from(FAILED),
-        Outcome::Inconclusive => ExitCode::from(INCONCLUSIVE),
+        Outcome::Inconclusive | Outcome::NotApplicable => ExitCode::from(INCONCLUSIVE),
     }
 }
 
@@ -120,6 +120,32 @@ pub fn control(args: &RunArgs) -> Result<ExitCode> {
     let row = row?;
     anstream::println!("{}", seeded::table(std::slice::from_ref(&row)));
     Ok(if row.caught_by.is_empty() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+}
+
+/// In the order in which they are shown.
+const SYSTEMS: [SystemName; 3] = [SystemName::Trilithon, SystemName::PatroniTuned, SystemName::Patroni];
+
+/// What a system did is for the reader to judge: it ends well when all were run.
+pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
+    let dir = args.run.with.out.clone().unwrap_or_else(|| "target/chaos/compared".into());
+    let mut records = args.records.iter().map(|file| report::read(file)).collect::<Result<Vec<Record>>>()?;
+    if records.is_empty() {
+        let (interrupts, voice) = (Interrupts::listen()?, Voice::new());
+        let what = &args.run.what;
+        let chosen = what.standard || what.short || what.minutes.is_some() || !what.faults.is_empty();
+        for system in SYSTEMS.into_iter().filter(|system| args.only.is_empty() || args.only.contains(system)) {
+            let what = WhatArgs { system, compared: what.compared || !chosen, ..what.clone() };
+            let with = WithArgs { out: Some(dir.join(system.word())), ..args.run.with.clone() };
+            let finished = session::run(&settings(args.run.seed, &what, &with)?, &interrupts, &voice);
+            voice.finish();
+            let finished = finished?;
+            conclude(&finished)?;
+            records.push(finished.record);
+        }
+    }
+    let written = report::write_comparison(&dir, &records)?;
+    anstream::println!("{}\nreport  {}\nfigures {}", report::side_by_side(&records), written.html.display(), written.json.display());
+    Ok(ExitCode::SUCCESS)
 }
 
 pub fn up(args: &UpArgs) -> Result<ExitCode> {

@@ -1,5 +1,6 @@
 //! Configuration files as text. PURE but for the sites' names and addresses.
 
+use super::POSTGRES_PARAMETERS;
 use super::certs::OPERATOR;
 use super::trilithon::Options;
 use crate::world::Site;
@@ -38,8 +39,8 @@ impl Written<'_> {
         set("api.tls", "key", file(format!("{}.key", site.name())));
         set("telemetry", "format", quoted("text"));
         if !witness {
-            // Three servers share one machine's memory.
-            set("postgres", "parameters", "{ shared_buffers = \"64MB\", max_wal_size = \"256MB\" }".to_owned());
+            let parameters = POSTGRES_PARAMETERS.map(|(name, value)| format!("{name} = {}", quoted(value)));
+            set("postgres", "parameters", format!("{{ {} }}", parameters.join(", ")));
             if let Some(bin) = &self.options.pg_bin {
                 set("postgres", "bin_dir", quoted(&bin.display().to_string()));
             }

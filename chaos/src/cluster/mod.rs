@@ -1,7 +1,7 @@
 //! A cluster in a world: certificates, configuration, one node process per datacenter, and what it says of itself.
 //!
 //! ```text
-//!   Cluster ──► System (trilithon; others implement the same) : files, programs, status, command line
+//!   Cluster ──► System (trilithon; peers implement the same) : files, programs, status, command line
 //!      └──► Node per datacenter: start, stop, kill, freeze, by signals to processes of its site's cgroup
 //! ```
 //! The cluster is seen as its users see it: the program, its configuration, SQL, HTTP. The harness is also what a service manager
@@ -13,6 +13,7 @@
 mod certs;
 mod config;
 mod node;
+mod peers;
 mod process;
 mod processes;
 mod sql;
@@ -21,11 +22,12 @@ mod system;
 mod trilithon;
 
 pub use node::{End, Node};
+pub use peers::{Patroni, Profile};
 pub use process::output_within;
 use process::reap;
 pub use sql::{Row, Target, in_words, query};
-pub use status::{Member, Status, get};
-pub use system::{Ports, Program, System};
+pub use status::{Member, Status, answers};
+pub use system::{Part, Ports, Program, Question, System, Tells};
 pub use trilithon::{Options, Trilithon};
 
 use crate::record::{At, RunClock};
@@ -45,6 +47,9 @@ const ANSWER_LIMIT: Duration = Duration::from_millis(1_500);
 const CLI_LIMIT: Duration = Duration::from_secs(40);
 const SQL_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Three servers share one machine's memory. The same for every system.
+const POSTGRES_PARAMETERS: [(&str, &str); 2] = [("shared_buffers", "64MB"), ("max_wal_size", "256MB")];
 
 /// Verbs that only ask. All others are noted, because somebody must account for what they change.
 const ASKING: &[&str] = &["status", "list", "topology", "history", "events", "dsn", "query", "version", "raft"];
@@ -67,6 +72,8 @@ pub struct Started {
     child: Child,
 }
 
+type Heard = Option<(At, Vec<Status>)>;
+
 /// A running cluster. Clones are the same cluster. All methods may be called from any thread that is not inside a runtime.
 #[derive(Clone)]
 pub struct Cluster {
@@ -75,25 +82,20 @@ pub struct Cluster {
     password: String,
     clock: RunClock,
     given: Arc<Mutex<Vec<Given>>>,
+    /// What nodes answered last, and when, for systems that are not to be asked all the time.
+    heard: Arc<Mutex<Heard>>,
 }
 
 impl Cluster {
-    /// Write certificates and configuration, start a node in each datacenter, wait until all stream.
+    /// Write configuration (and whatever else it takes), start all programs in each datacenter, wait until all stream.
     ///
     /// # Errors
-    /// The program is missing or refuses, or the cluster is not whole in time: what it waits for, and where its logs are.
-    pub fn start(world: &World, options: &Options) -> Result<Cluster> {
-        Cluster::start_system(world, Arc::new(Trilithon::new(options.clone(), world.dir())?))
-    }
-
-    /// The same for any system.
-    ///
-    /// # Errors
-    /// As of [`Cluster::start`].
-    pub fn start_system(world: &World, system: Arc<dyn System>) -> Result<Cluster> {
+    /// A program is missing or refuses, or the cluster is not whole in time: what it waits for, and where its logs are.
+    pub fn start(world: &World, system: Arc<dyn System>) -> Result<Cluster> {
         system.prepare(world.sites()).with_context(|| format!("cannot set up {}", system.name()))?;
         let nodes = world.sites().iter().map(|site| Node::new(site.clone(), Arc::clone(&system))).collect();
-        let mut cluster = Cluster { system, nodes, password: String::new(), clock: RunClock::start(), given: Arc::default() };
+        let (password, clock) = (String::new(), RunClock::start());
+        let mut cluster = Cluster { system, nodes, password, clock, given: Arc::default(), heard: Arc::default() };
         for node in cluster.nodes.iter() {
             node.start()?;
         }
@@ -146,19 +148,34 @@ impl Cluster {
 
     /// What every node says that answers.
     pub fn statuses(&self) -> Vec<Status> {
-        let (port, path) = (self.ports().http, self.system.status_path());
-        let asked: Vec<_> = self.nodes.iter().map(|n| (&n.name, status::ask(&n.site, port, &path, ANSWER_LIMIT))).collect();
-        let heard = asked.into_iter().filter_map(|(name, answer)| Some((name, answer.blocking_recv().ok()?.ok()?)));
-        heard.filter_map(|(name, body)| self.system.parse_status(name, &body).ok()).collect()
+        let every = self.system.ask_every();
+        if every.is_zero() {
+            return self.ask_all();
+        }
+        // Whoever comes second waits for the first one's answers, and shares them.
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let young = heard.as_ref().filter(|(at, _)| self.clock.now().since(*at) < every);
+        if let Some((_, answers)) = young {
+            return answers.clone();
+        }
+        let answers = self.ask_all();
+        *heard = Some((self.clock.now(), answers.clone()));
+        answers
     }
 
-    /// The cluster's state: what those who hear a majority say counts more, then the newest.
+    fn ask_all(&self) -> Vec<Status> {
+        let questions = self.system.questions();
+        let asked: Vec<_> = self.nodes.iter().map(|n| (&n.name, status::ask(&n.site, questions, ANSWER_LIMIT))).collect();
+        let heard = asked.into_iter().filter_map(|(name, answer)| Some((name, answer.blocking_recv().ok()?.ok()?)));
+        heard.filter_map(|(name, bodies)| self.system.parse_status(name, &bodies).ok()).collect()
+    }
+
+    /// The cluster's state, as all answers together show it.
     ///
     /// # Errors
     /// Nobody answers.
     pub fn status(&self) -> Result<Status> {
-        let newest = self.statuses().into_iter().max_by_key(Status::weight);
-        newest.context("no node answers at its HTTP port; see the logs of the nodes")
+        self.system.combine(self.statuses()).context("no node answers at its HTTP port; see the logs of the nodes")
     }
 
     /// Name of the member that is primary, or is about to be; `None` while nobody says.
@@ -203,7 +220,7 @@ impl Cluster {
     /// As of [`Cluster::cli`].
     pub fn cli_unnoted(&self, words: &[&str]) -> Result<Output> {
         // A process cannot even start in a frozen datacenter, and whoever starts it would wait with it.
-        let name = self.statuses().into_iter().max_by_key(Status::weight).context("no node answers")?.answered_by;
+        let name = self.status()?.answered_by;
         self.cli_at(&name, words)
     }
 
@@ -213,7 +230,7 @@ impl Cluster {
     /// It cannot be started.
     pub fn cli_start(&self, words: &[String]) -> Result<Started> {
         let from = self.clock.now();
-        let answers = self.statuses().into_iter().max_by_key(Status::weight).context("no node answers")?;
+        let answers = self.status()?;
         let verb: Vec<&str> = words.iter().map(String::as_str).collect();
         let mut command = self.system.cli(&self.node(&answers.answered_by)?.site, &verb)?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
@@ -243,8 +260,9 @@ impl Cluster {
     /// # Errors
     /// As of [`Cluster::cli`].
     pub fn switchover(&self, to: Option<&str>) -> Result<Output> {
-        let words = self.system.switchover(to);
-        self.cli(&words.iter().map(String::as_str).collect::<Vec<_>>())
+        let mut words = vec!["switchover"];
+        words.extend(to.into_iter().flat_map(|to| ["--to", to]));
+        self.cli(&words)
     }
 
     /// One or more statements as superuser from the datacenter of `from`, on `target`; rows as text.

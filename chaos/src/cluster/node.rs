@@ -4,7 +4,7 @@
 //! then is remembered as dying, so that nothing is started beside it.
 
 use super::processes::{Process, send};
-use super::system::System;
+use super::system::{Part, System};
 use crate::record::{At, RunClock};
 use crate::world::Site;
 use anyhow::{Context as _, Result, bail};
@@ -41,8 +41,10 @@ struct Running {
 
 #[derive(Default)]
 struct Processes {
-    /// Should it run? Not after a kill or stop on purpose.
+    /// Should it run? Not after everything was killed on purpose.
     wanted: bool,
+    /// Programs that were killed or stopped on purpose.
+    held: Vec<String>,
     running: Vec<Running>,
     /// Killed, and not gone yet.
     dying: Vec<Running>,
@@ -87,6 +89,7 @@ impl Node {
     pub fn start(&self) -> Result<()> {
         let mut processes = self.lock();
         processes.wanted = true;
+        processes.held.clear();
         self.start_missing(&mut processes)
     }
 
@@ -98,7 +101,7 @@ impl Node {
             bail!("{}: the killed process {} has not ended; is its disk hanging?", self.name, held.child.id());
         }
         for mut program in self.system.programs(&self.site) {
-            if processes.running.iter().any(|r| r.program == program.name) {
+            if processes.running.iter().any(|r| r.program == program.name) || processes.held.contains(&program.name) {
                 continue;
             }
             let log = self.log(&program.name)?;
@@ -133,16 +136,24 @@ impl Node {
         Some(End { node: self.name.clone(), program, how: status.to_string() })
     }
 
-    /// kill -9 of the node's own process. Its Postgres lives on; it stays down until [`Node::start`].
-    pub fn kill_node(&self) {
-        let mut processes = self.lock();
-        processes.wanted = false;
-        let mut killed: Vec<Running> = processes.running.drain(..).collect();
+    /// kill -9 of one program. A node's Postgres lives on; what was killed stays down until [`Node::start`].
+    pub fn kill(&self, part: Part) {
+        let mut killed = self.hold(part);
         for running in &mut killed {
             let _ = running.child.kill();
         }
+        let mut processes = self.lock();
         processes.dying.extend(killed);
         wait_gone(&mut processes.dying);
+    }
+
+    /// From now on nobody starts this program again. Returns it, if it ran.
+    fn hold(&self, part: Part) -> Vec<Running> {
+        let (mut processes, program) = (self.lock(), self.system.program_of(part));
+        processes.held.push(program.to_owned());
+        let (held, others) = processes.running.drain(..).partition(|r| r.program == program);
+        processes.running = others;
+        held
     }
 
     /// kill -9 of everything in the datacenter. It stays down until [`Node::start`].
@@ -164,17 +175,13 @@ impl Node {
         }
     }
 
-    /// SIGTERM, and wait: it hands over what it has, and stops its Postgres.
+    /// SIGTERM to what manages Postgres, and wait: it hands over what it has, and stops its Postgres.
     ///
     /// # Errors
     /// It has not ended within 20 s; it goes on ending.
     pub fn stop(&self) -> Result<ExitStatus> {
-        let mut running: Vec<Running> = {
-            let mut processes = self.lock();
-            processes.wanted = false;
-            processes.running.drain(..).collect()
-        };
-        for r in running.iter().rev() {
+        let mut running = self.hold(Part::Node);
+        for r in &running {
             let _ = send(r.child.id(), Signal::TERM);
         }
         let clock = RunClock::start();

@@ -1,8 +1,10 @@
-//! What a node says of its cluster: the document of `trilithon status -o json`, which its HTTP port serves too.
+//! The state of a cluster in one form: the document of `trilithon status -o json`, which a node's HTTP port serves too. Other systems'
+//! answers are put into the same form.
 //!
-//! It is asked by HTTP from within the node's own datacenter: a process per question would cost more than the question, and a
+//! A node is asked by HTTP from within the node's own datacenter: a process per question would cost more than the question, and a
 //! frozen datacenter would not even let one start. [`Cluster::cli`](super::Cluster::cli) runs the command line itself.
 
+use super::system::Question;
 use crate::world::Site;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -123,21 +125,38 @@ impl Status {
     }
 }
 
-/// Ask for `path` at `port` of `site`, from within.
-pub(super) fn ask(site: &Site, port: u16, path: &str, limit: Duration) -> oneshot::Receiver<Result<String>> {
-    let (address, path) = (SocketAddr::from((Ipv4Addr::LOCALHOST, port)), path.to_owned());
-    site.runtime().spawn(move || async move { get(address, &path, limit).await })
+/// Ask all questions at `site`, from within; one text for each.
+pub(super) fn ask(site: &Site, questions: &'static [Question], limit: Duration) -> oneshot::Receiver<Result<Vec<String>>> {
+    site.runtime().spawn(move || answers(questions, limit))
 }
 
-/// The body of an answer with status 200. To be called inside a datacenter's runtime.
+/// The answers to all questions, one after the other. To be called inside a datacenter's runtime.
+///
+/// # Errors
+/// As of [`answer`], of the first; whoever does not answer a later one has given an empty text.
+pub async fn answers(questions: &'static [Question], limit: Duration) -> Result<Vec<String>> {
+    let mut bodies = Vec::new();
+    for question in questions {
+        let body = answer(*question, limit).await;
+        bodies.push(if bodies.is_empty() { body? } else { body.unwrap_or_default() });
+    }
+    Ok(bodies)
+}
+
+/// The body of an answer with status 200.
 ///
 /// # Errors
 /// No answer within `limit`, or another status.
-pub async fn get(address: SocketAddr, path: &str, limit: Duration) -> Result<String> {
+async fn answer(question: Question, limit: Duration) -> Result<String> {
+    let (address, path) = (SocketAddr::from((Ipv4Addr::LOCALHOST, question.port)), question.path);
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
         // 1.0: the answer ends with the connection, and comes in one piece.
-        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+        let request = match question.body {
+            None => format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n"),
+            Some(body) => format!("POST {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n{body}", body.len()),
+        };
+        stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
         std::io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())

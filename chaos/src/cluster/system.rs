@@ -3,8 +3,10 @@
 use super::status::Status;
 use crate::world::Site;
 use anyhow::Result;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 /// Ports of one datacenter, the same in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,37 @@ pub struct Program {
     pub command: Command,
 }
 
+/// What some of a datacenter's programs do; where one program does several of these, it is meant by each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Manages the local Postgres.
+    Node,
+    /// Agrees with the other datacenters.
+    Consensus,
+}
+
+/// An HTTP question that a node answers about itself, asked from within its own datacenter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    pub port: u16,
+    pub path: &'static str,
+    /// JSON to be sent with it.
+    pub body: Option<&'static str>,
+}
+
+/// What a system tells of itself beyond SQL. Checkers that live on what it does not tell are not applicable to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tells {
+    /// Epochs of its own; otherwise a timeline stands for one, as every promotion begins one.
+    pub epochs: bool,
+    /// The phases of a change of primary, while it goes on.
+    pub phases: bool,
+    /// Why the primary changed, for each change.
+    pub history: bool,
+    /// Trilithon's failure contract: SQLSTATEs by which its proxy vouches for what became of a write.
+    pub contract: bool,
+}
+
 /// A system of programs that keeps one PostgreSQL database available over several datacenters.
 pub trait System: Send + Sync {
     /// For people, and for messages.
@@ -40,8 +73,13 @@ pub trait System: Send + Sync {
     /// What is missing, and how to get it.
     fn prepare(&self, sites: &[Site]) -> Result<()>;
 
-    /// What runs at `site`, in the order of starting. The first is the one that is meant by "the node".
+    /// What runs at `site`, in the order of starting.
     fn programs(&self, site: &Site) -> Vec<Program>;
+
+    /// Name of the program that does this.
+    fn program_of(&self, part: Part) -> &'static str;
+
+    fn tells(&self) -> Tells;
 
     /// Does `site` only vote?
     fn is_witness(&self, site: &Site) -> bool;
@@ -56,21 +94,34 @@ pub trait System: Send + Sync {
     /// No node has it.
     fn password(&self, sites: &[Site]) -> Result<String>;
 
-    /// Where a node's HTTP port answers with the state of the cluster.
-    fn status_path(&self) -> String;
+    /// What every node is asked about the state of the cluster, or of itself.
+    fn questions(&self) -> &'static [Question];
 
-    /// What `node` answered, in one form for all systems.
+    /// What `node` answered, in one form for all systems; one text per question.
     ///
     /// # Errors
     /// It is not what this system answers.
-    fn parse_status(&self, node: &str, body: &str) -> Result<Status>;
+    fn parse_status(&self, node: &str, answers: &[String]) -> Result<Status>;
 
-    /// The administrator's command line, run at `site`.
+    /// The cluster's state, from the answers of all nodes that gave any.
+    fn combine(&self, answers: Vec<Status>) -> Option<Status> {
+        answers.into_iter().max_by_key(Status::weight)
+    }
+
+    /// Answers younger than this are used again: where a question costs the node more than the harness may take from it.
+    fn ask_every(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Program → version, of all that run but Postgres.
+    fn versions(&self) -> BTreeMap<String, String>;
+
+    /// What was set for the sake of this world, or other than by default, for whoever compares; a line each.
+    fn settings(&self) -> Vec<String>;
+
+    /// The administrator's command line, run at `site`. Words are Trilithon's; others translate them.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such thing.
     fn cli(&self, site: &Site, words: &[&str]) -> Result<Command>;
-
-    /// Words that ask the command line for a planned change of primary.
-    fn switchover(&self, to: Option<&str>) -> Vec<String>;
 }

@@ -1,7 +1,8 @@
 //! Trilithon as a [`System`]: `trilithon node` in each datacenter, from configuration files as a person would write them.
 
+use super::process::output_within;
 use super::status::Status;
-use super::system::{Ports, Program, System};
+use super::system::{Part, Ports, Program, Question, System, Tells};
 use super::{certs, config};
 use crate::world::Site;
 use anyhow::{Context as _, Result, bail};
@@ -10,6 +11,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// How to run it.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,10 @@ impl Options {
         self.settings.entry(section.to_owned()).or_default().insert(key.to_owned(), literal.to_owned());
     }
 }
+
+const VERSION_LIMIT: Duration = Duration::from_secs(5);
+/// The one program that does everything.
+const NODE: &str = "node";
 
 pub struct Trilithon {
     options: Options,
@@ -94,7 +100,17 @@ impl System for Trilithon {
     fn programs(&self, site: &Site) -> Vec<Program> {
         let mut command = site.command(&self.options.binary);
         command.arg("node").arg("--config").arg(self.config_file(site)).envs(&self.options.environment);
-        vec![Program { name: "node".to_owned(), command }]
+        vec![Program { name: NODE.to_owned(), command }]
+    }
+
+    fn program_of(&self, part: Part) -> &'static str {
+        match part {
+            Part::Node | Part::Consensus => NODE,
+        }
+    }
+
+    fn tells(&self) -> Tells {
+        Tells { epochs: true, phases: true, history: true, contract: true }
     }
 
     fn is_witness(&self, site: &Site) -> bool {
@@ -114,24 +130,33 @@ impl System for Trilithon {
         Ok(found.context("no node has written its secrets; see the nodes' logs")?.trim().to_owned())
     }
 
-    fn status_path(&self) -> String {
-        "/status".to_owned()
+    fn questions(&self) -> &'static [Question] {
+        &[Question { port: 8008, path: "/status", body: None }]
     }
 
-    fn parse_status(&self, node: &str, body: &str) -> Result<Status> {
+    fn parse_status(&self, node: &str, answers: &[String]) -> Result<Status> {
+        let body = answers.first().context("a question was not asked")?;
         serde_json::from_str(body).with_context(|| format!("{node} answers {:?} to /status", body.chars().take(80).collect::<String>()))
+    }
+
+    fn versions(&self) -> BTreeMap<String, String> {
+        let mut command = Command::new(&self.options.binary);
+        command.arg("--version");
+        let said = output_within(command, VERSION_LIMIT).map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
+        BTreeMap::from([("trilithon".to_owned(), said.trim_start_matches("trilithon ").to_owned())])
+    }
+
+    fn settings(&self) -> Vec<String> {
+        let set = self.options.settings.iter().flat_map(|(section, keys)| keys.iter().map(move |(key, value)| (section, key, value)));
+        let set: Vec<String> = set.map(|(section, key, value)| format!("{section}.{key} = {value}")).collect();
+        let ours = if set.is_empty() { "all settings are the defaults".to_owned() } else { set.join(", ") };
+        vec![format!("trilithon: {ours}")]
     }
 
     fn cli(&self, site: &Site, words: &[&str]) -> Result<Command> {
         let mut command = site.command(&self.options.binary);
         command.args(words).env("TRILITHON_CLI_CONFIG", self.dir.join(format!("cli-{}.toml", site.name())));
         Ok(command)
-    }
-
-    fn switchover(&self, to: Option<&str>) -> Vec<String> {
-        let mut words = vec!["switchover".to_owned()];
-        words.extend(to.into_iter().flat_map(|to| ["--to".to_owned(), to.to_owned()]));
-        words
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("other-time-namespace", Aim::OtherStandby, "A node is started again under monotonic clocks that are eleven days ahead.", |i| {
         let target = i.target();
         i.undo(format!("start {}", target.name()), move || target.start());
-        target.node.kill_node();
+        target.node.kill(crate::cluster::Part::Node);
         leap(i, target, Duration::from_secs(11 * 86_400))?;
         target.start()
     }),

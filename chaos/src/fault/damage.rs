@@ -248,7 +248,7 @@ fn another_term<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
         None => i.others(target).pop().context("nobody else")?,
     };
     i.undo(format!("start {}", away.name()), move || away.start());
-    away.node.kill_node();
+    away.node.kill(crate::cluster::Part::Node);
     let cluster = i.ctx.cluster;
     let elected = i.wait("another consensus leader", Duration::from_secs(15), || {
         super::aim::leader(&cluster.status().ok()?).filter(|leader| leader != away.name())

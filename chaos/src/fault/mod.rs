@@ -26,6 +26,7 @@ mod lines;
 mod network;
 mod operations;
 mod orders;
+mod peers;
 mod postgres;
 mod probe;
 mod process;
@@ -38,6 +39,7 @@ mod volume;
 
 pub use injected::{Ctx, Injected, Scale, inject};
 pub use kinds::{Expected, Fault, Needs, Phase};
+pub use peers::meaningless;
 pub use try_one::command;
 
 use std::sync::LazyLock;

@@ -16,6 +16,19 @@ const fn fault(name: &'static str, aim: Aim, about: &'static str, inject: super:
 }
 
 pub(super) const FAULTS: &[Fault] = &[
+    fault("planned-switchover", Aim::Primary, "A switchover is ordered while all is well.", |i| {
+        let target = i.target();
+        let order = orders::give(i, target, &["switchover"])?;
+        i.undo("nothing to mend after a switchover", || Ok(()));
+        let ctx = i.ctx;
+        // Exit codes are not the same for all systems; who is primary afterwards is.
+        i.prove("another primary", move || {
+            let next = ctx.cluster.status().ok().filter(Status::is_writable)?.primary?;
+            (next != target.name()).then(|| format!("{next} is primary after {}", order.outcome().unwrap_or_default()))
+        });
+        Ok(())
+    })
+    .hold(5, 8),
     fault(
         "switchover-during-partition",
         Aim::OtherStandby,

@@ -1,5 +1,6 @@
 //! Small looks from inside a datacenter: can a port be reached?
 
+use crate::cluster::System;
 use crate::world::Site;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -17,12 +18,10 @@ pub fn connects(site: &Site, address: Ipv4Addr, port: u16) -> bool {
     tried.blocking_recv().unwrap_or(false)
 }
 
-/// Does anybody answer a request at `port` within the bound? A frozen process still has its handshakes made by the kernel.
-pub fn answers(site: &Site, address: Ipv4Addr, port: u16) -> bool {
-    let target = SocketAddr::from((address, port));
-    let tried = site.runtime().spawn(move || async move {
-        tokio::time::timeout(CONNECT_LIMIT, crate::cluster::get(target, "/status", CONNECT_LIMIT)).await.is_ok_and(|a| a.is_ok())
-    });
+/// Does the node at `site` answer what it is asked about its state? A frozen process still has its handshakes made by the kernel.
+pub fn answers(site: &Site, system: &dyn System) -> bool {
+    let questions = system.questions();
+    let tried = site.runtime().spawn(move || async move { crate::cluster::answers(questions, CONNECT_LIMIT).await.is_ok() });
     tried.blocking_recv().unwrap_or(false)
 }
 

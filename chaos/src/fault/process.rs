@@ -6,6 +6,7 @@ use super::injected::Injected;
 use super::kinds::{Aim, Family, Fault, Phase};
 use super::limits;
 use super::procs::{Group, Kind, Process};
+use crate::cluster::Part;
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
@@ -21,7 +22,10 @@ pub(super) const FAULTS: &[Fault] = &[
         .phases(ANY),
     fault("kill-standby-node", Aim::SyncStandby, "kill -9 of a synchronous standby's node process.", |i| kill_node(i, i.target()))
         .phases(ANY),
-    fault("kill-raft-leader", Aim::RaftLeader, "kill -9 of the consensus leader's node process.", |i| kill_node(i, i.target())).phases(ANY),
+    fault("kill-raft-leader", Aim::RaftLeader, "kill -9 of the consensus leader's node process.", |i| {
+        kill_part(i, i.target(), Part::Consensus)
+    })
+    .phases(ANY),
     fault("kill-postmaster", Aim::Primary, "kill -9 of the primary's postmaster; its orphans end by themselves.", |i| {
         kill(i, i.target(), Kind::Postmaster)
     })
@@ -69,7 +73,7 @@ pub(super) const FAULTS: &[Fault] = &[
         stop(i, i.target(), Kind::Node)
     })
     .phases(DURING_CHANGES),
-    fault("stop-raft-leader", Aim::RaftLeader, "SIGSTOP of the consensus leader's node process.", |i| stop(i, i.target(), Kind::Node))
+    fault("stop-raft-leader", Aim::RaftLeader, "SIGSTOP of the consensus leader's node process.", |i| stop(i, i.target(), Kind::Consensus))
         .phases(DURING_CHANGES),
     fault("stop-postmaster", Aim::Primary, "SIGSTOP of the primary's postmaster: old connections work, new ones hang.", |i| {
         stop(i, i.target(), Kind::Postmaster)
@@ -120,12 +124,20 @@ pub(super) const FAULTS: &[Fault] = &[
     }),
 ];
 
-/// Down until the fault heals: no service manager starts it meanwhile.
 fn kill_node<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
-    let process = target.process(Kind::Node)?;
+    kill_part(i, target, Part::Node)
+}
+
+/// Down until the fault heals: no service manager starts it meanwhile.
+fn kill_part<'a>(i: &mut Injected<'a>, target: Target<'a>, part: Part) -> Result<()> {
+    let kind = match part {
+        Part::Node => Kind::Node,
+        Part::Consensus => Kind::Consensus,
+    };
+    let process = target.process(kind)?;
     i.undo(format!("start {}", target.name()), move || target.start());
-    target.node.kill_node();
-    prove_gone(i, target, Kind::Node, process);
+    target.node.kill(part);
+    prove_gone(i, target, kind, process);
     Ok(())
 }
 
@@ -210,11 +222,10 @@ fn stop_locker(i: &mut Injected<'_>) -> Result<()> {
 pub(super) fn freeze<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
     i.undo(format!("thaw {}", target.name()), move || target.site.thaw());
     target.site.freeze()?;
-    let address = target.address();
-    let port = i.ctx.cluster.ports().http;
+    let system = i.ctx.cluster.system();
     // The kernel still shakes hands for a frozen process; only an answer would show life.
     i.prove(format!("{} frozen", target.name()), move || {
-        let answers = super::probe::answers(target.site, address, port);
+        let answers = super::probe::answers(target.site, system);
         (!answers).then(|| format!("{} does not answer", target.name()))
     });
     Ok(())

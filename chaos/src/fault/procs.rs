@@ -10,8 +10,10 @@ use std::path::PathBuf;
 /// What a process of a datacenter does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `trilithon node`.
+    /// `trilithon node`; Patroni.
     Node,
+    /// `trilithon node`; etcd.
+    Consensus,
     Postmaster,
     WalReceiver,
     WalSender,
@@ -27,6 +29,7 @@ impl Kind {
     pub fn words(self) -> &'static str {
         match self {
             Kind::Node => "node process",
+            Kind::Consensus => "consensus process",
             Kind::Postmaster => "postmaster",
             Kind::WalReceiver => "walreceiver",
             Kind::WalSender => "walsender",
@@ -106,9 +109,12 @@ fn is_kind(words: &[String], kind: Kind) -> bool {
     let Some(first) = words.first() else { return false };
     let program = first.rsplit('/').next().unwrap_or(first);
     let title = first.strip_prefix("postgres: ");
+    let is_trilithon = || program.starts_with("trilithon") && words.iter().any(|w| w == "node");
     let worker = |name: &str| title.is_some_and(|t| t.split(": ").any(|part| part.starts_with(name)));
     match kind {
-        Kind::Node => program.starts_with("trilithon") && words.iter().any(|w| w == "node"),
+        // Patroni is a script: its interpreter comes first.
+        Kind::Node => is_trilithon() || words.iter().take(2).any(|w| w.ends_with("/bin/patroni")),
+        Kind::Consensus => is_trilithon() || program == "etcd",
         Kind::Postmaster => title.is_none() && program == "postgres",
         Kind::WalReceiver => worker("walreceiver"),
         Kind::WalSender => worker("walsender"),
@@ -155,7 +161,12 @@ mod tests {
         assert!(is_kind(&sender, Kind::WalSender) && !is_kind(&sender, Kind::Backend));
         let backend = words(&["postgres: trilithon_n1: postgres bank 10.99.1.1(4712) idle in transaction"]);
         assert!(is_kind(&backend, Kind::Backend) && !is_kind(&backend, Kind::WalSender));
-        assert!(is_kind(&words(&["/opt/trilithon", "node", "--config", "x.toml"]), Kind::Node));
+        let node = words(&["/opt/trilithon", "node", "--config", "x.toml"]);
+        assert!(is_kind(&node, Kind::Node) && is_kind(&node, Kind::Consensus));
+        let patroni = words(&["/p/venv/bin/python3", "/p/venv/bin/patroni", "/d/dc1-patroni.yml"]);
+        assert!(is_kind(&patroni, Kind::Node) && !is_kind(&patroni, Kind::Consensus));
+        let etcd = words(&["/usr/bin/etcd", "--name", "dc1"]);
+        assert!(is_kind(&etcd, Kind::Consensus) && !is_kind(&etcd, Kind::Node));
         assert!(is_kind(&words(&["postgres: trilithon_n3: startup recovering 000000020000000000000003"]), Kind::Startup));
     }
 

@@ -3,12 +3,13 @@
 use super::injected::{Ctx, Injected, Scale, inject};
 use super::kinds::Expected;
 use super::ledger::Ledger;
-use crate::cluster::{Cluster, Options};
+use crate::cluster::{Cluster, Options, Trilithon};
 use crate::record::RunClock;
 use crate::world::{Preset, Spec, World};
 use anyhow::{Context as _, Result};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A write has to come through by then, whatever the fault was; more than the promise, so that its breach is measured.
@@ -165,7 +166,7 @@ pub fn command(words: &[String]) -> Result<()> {
 fn in_one_world<'n>(spec: &Spec, seed: u64, scale: Scale, names: &'n [&'n str]) -> Result<&'n [&'n str]> {
     let world = World::up(spec)?;
     let binary = std::env::var_os("TRILITHON_BIN").map_or_else(|| "target/release/trilithon".into(), PathBuf::from);
-    let cluster = Cluster::start(&world, &Options { binary, ..Options::default() })?;
+    let cluster = Cluster::start(&world, Arc::new(Trilithon::new(Options { binary, ..Options::default() }, world.dir())?))?;
     let clock = RunClock::start();
     let ctx = Ctx { world: &world, cluster: &cluster, clock, seed, scale };
     let mut left = names;

@@ -13,12 +13,13 @@ mod doors;
 mod look;
 mod server;
 
-use crate::cluster::{Ports, Program, Status, System};
+use crate::cluster::{Part, Ports, Program, Question, Status, System, Tells};
 use crate::world::Site;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use look::View;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use std::time::Duration;
 use tokio::task::{JoinSet, LocalSet};
 
 const PORTS: Ports = Ports { postgres: 5432, auto: 6432, primary: 6433, standby: 6434, grpc: 7432, http: 8008 };
+const PROGRAM: &str = "pair";
 /// What such scripts usually wait.
 const GONE_AFTER: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -98,7 +100,16 @@ impl System for Pair {
         let mut command = site.command(&self.own);
         command.args(["pair-node", "--me", site.name(), "--dir"]).arg(self.data_dir(site)).arg("--pg-bin").arg(&self.pg_bin);
         command.args(self.peers.iter().flat_map(|peer| ["--peer", peer]));
-        vec![Program { name: "pair".to_owned(), command }]
+        vec![Program { name: PROGRAM.to_owned(), command }]
+    }
+
+    fn program_of(&self, _: Part) -> &'static str {
+        PROGRAM
+    }
+
+    /// Nothing but the page that says who is primary.
+    fn tells(&self) -> Tells {
+        Tells { epochs: false, phases: false, history: false, contract: false }
     }
 
     fn is_witness(&self, site: &Site) -> bool {
@@ -118,21 +129,26 @@ impl System for Pair {
         Ok("none".to_owned())
     }
 
-    fn status_path(&self) -> String {
-        "/".to_owned()
+    fn questions(&self) -> &'static [Question] {
+        &[Question { port: PORTS.http, path: "/", body: None }]
     }
 
-    fn parse_status(&self, node: &str, body: &str) -> Result<Status> {
+    fn parse_status(&self, node: &str, answers: &[String]) -> Result<Status> {
+        let body = answers.first().context("a question was not asked")?;
         serde_json::from_str(body).with_context(|| format!("the page of {node}"))
+    }
+
+    fn versions(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    fn settings(&self) -> Vec<String> {
+        vec!["plain asynchronous replication; a script promotes the standby when the primary does not answer".to_owned()]
     }
 
     /// There is no command line: whatever is asked, nothing is known and nothing is done.
     fn cli(&self, site: &Site, _: &[&str]) -> Result<Command> {
         Ok(site.command("false"))
-    }
-
-    fn switchover(&self, _: Option<&str>) -> Vec<String> {
-        vec!["switchover".to_owned()]
     }
 }
 

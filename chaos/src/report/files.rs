@@ -1,6 +1,7 @@
 //! A record on disk: `record.json` for programs, `report.html` for people, `timeline.svg` for documents.
 
-use super::{page, picture};
+use super::compare::comparison;
+use super::{compare_text, page, picture};
 use crate::record::Record;
 use anyhow::{Context, Result};
 use std::fs;
@@ -21,6 +22,27 @@ pub fn write(dir: &Path, record: &Record) -> Result<Written> {
     put(&written.json, &to_json(record)?)?;
     put(&written.html, &page(record))?;
     put(&written.picture, &picture(record))?;
+    Ok(written)
+}
+
+/// Where [`write_comparison`] put things.
+#[derive(Clone, Debug)]
+pub struct Compared {
+    pub json: PathBuf,
+    pub html: PathBuf,
+}
+
+/// Writes several records side by side into `dir`: a page, the figures for programs, and a table for documents.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_comparison(dir: &Path, records: &[Record]) -> Result<Compared> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}: choose another folder for the report", dir.display()))?;
+    let written = Compared { json: dir.join("comparison.json"), html: dir.join("comparison.html") };
+    let labelled: Vec<(&str, &Record)> = records.iter().map(|record| (compare_text::label(record), record)).collect();
+    put(&written.html, &comparison(&labelled))?;
+    put(&written.json, &compare_text::figures(records).context("the figures as JSON")?)?;
+    put(&dir.join("comparison.md"), &compare_text::table(records))?;
     Ok(written)
 }
 

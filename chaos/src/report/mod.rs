@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Record ──► stats (figures) ──► page (HTML) ◄── timeline, outages, shape (SVG) ◄── svg, scale, text
-//!                    ├──────────► summary (terminal)          compare (several records side by side)
+//!                    ├──────────► summary (terminal)          compare, compare_text (several records side by side)
 //!                    └──────────► outcome (one word, with reasons)
 //! ```
 //! Everything but [`terminal`] and [`files`] is a function from a record to text. Each text that did not come from here (names,
@@ -13,6 +13,7 @@
 
 mod compare;
 mod compare_charts;
+mod compare_text;
 mod files;
 mod markdown;
 mod outages;
@@ -32,7 +33,8 @@ mod timeline;
 mod timeline_charts;
 
 pub use compare::comparison;
-pub use files::{Written, from_json, read, to_json, write};
+pub use compare_text::side_by_side;
+pub use files::{Written, from_json, read, to_json, write, write_comparison};
 pub use markdown::markdown;
 pub use outcome::{Judgement, judge};
 pub use page::page;

@@ -11,7 +11,7 @@ pub struct Judgement {
     pub reasons: Vec<String>,
 }
 
-/// A run passes when every checker passed, there was at least one, and every fault took hold.
+/// A run passes when every checker that applies passed, there was at least one, and every fault took hold.
 pub fn judge(record: &Record) -> Judgement {
     let of = |outcome: Outcome| record.verdicts.iter().filter(move |verdict| verdict.outcome == outcome);
     let failed: Vec<String> = of(Outcome::Failed).map(|verdict| format!("{}: {}", verdict.checker, verdict.summary)).collect();
@@ -24,7 +24,7 @@ pub fn judge(record: &Record) -> Judgement {
     }
     let totals = stats::totals(record);
     let held = format!("{} of {} took hold", plural(totals.held, "fault"), plural(totals.kinds, "kind"));
-    let passed = format!("{} found nothing wrong", plural(record.verdicts.len(), "checker"));
+    let passed = format!("{} found nothing wrong", plural(of(Outcome::Passed).count(), "checker"));
     Judgement { outcome: Outcome::Passed, reasons: vec![held, passed] }
 }
 
@@ -33,7 +33,7 @@ const MISSED_SHOWN: usize = 6;
 
 fn doubts(record: &Record) -> Vec<String> {
     let mut doubts = Vec::new();
-    if record.verdicts.is_empty() {
+    if record.verdicts.iter().all(|verdict| verdict.outcome == Outcome::NotApplicable) {
         doubts.push("no checker ran".to_owned());
     }
     if record.faults.is_empty() {
@@ -58,6 +58,7 @@ pub fn word(outcome: Outcome) -> &'static str {
         Outcome::Passed => "passed",
         Outcome::Inconclusive => "inconclusive",
         Outcome::Failed => "failed",
+        Outcome::NotApplicable => "not applicable",
     }
 }
 

@@ -24,6 +24,7 @@ pub fn small() -> Record {
     };
     Record {
         command: "chaos replay --seed 7".to_owned(),
+        system: String::new(),
         seed: 7,
         began: "2030-01-01T00:00:00Z".to_owned(),
         duration: At(60 * SECOND),

@@ -105,6 +105,15 @@ pub fn totals(record: &Record) -> Totals {
     }
 }
 
+/// Writes refused and of unknown outcome from the fault with this index to the next one, or to the end.
+pub fn errors(record: &Record, index: usize) -> (u64, u64) {
+    let from = record.faults.get(index).map_or(At(0), |fault| fault.from);
+    let to = record.faults.get(index + 1).map_or(At(u64::MAX), |fault| fault.from);
+    // A sample is named by the beginning of its second.
+    let within = record.samples.iter().filter(|sample| sample.at.0 + 1_000_000 > from.0 && sample.at.0 + 1_000_000 <= to.0);
+    within.fold((0, 0), |sum, sample| (sum.0 + u64::from(sample.refused), sum.1 + u64::from(sample.unknown)))
+}
+
 /// What the checkers counted under `name` together; `None` where none counts it.
 pub fn counted(record: &Record, name: &str) -> Option<u64> {
     let counts: Vec<u64> = record.verdicts.iter().filter_map(|verdict| verdict.counts.get(name).copied()).collect();

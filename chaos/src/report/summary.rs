@@ -14,6 +14,7 @@ fn style_of(outcome: Outcome) -> Style {
     let colour = match outcome {
         Outcome::Passed => AnsiColor::Green,
         Outcome::Inconclusive => AnsiColor::Yellow,
+        Outcome::NotApplicable => AnsiColor::BrightBlack,
         Outcome::Failed => AnsiColor::Red,
     };
     Style::new().fg_color(Some(colour.into())).bold()
@@ -52,7 +53,7 @@ fn checkers(record: &Record) -> String {
     for verdict in &record.verdicts {
         let style = style_of(verdict.outcome);
         text += &format!(
-            "  {style}{:<12}{style:#}  {:<16} {}\n",
+            "  {style}{:<14}{style:#}  {:<16} {}\n",
             word(verdict.outcome),
             clipped(&flat(&verdict.checker), 16),
             flat(&verdict.summary)

@@ -106,6 +106,7 @@ fn verdict(verdict: &Verdict) -> String {
 pub fn class_of(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Passed => "good",
+        Outcome::NotApplicable => "soft",
         Outcome::Inconclusive => "unsure",
         Outcome::Failed => "bad",
     }

@@ -53,8 +53,10 @@ pub fn finally(cluster: &Cluster, clock: RunClock) -> Result<Final> {
             node.amcheck = Some(run);
         }
     }
-    let history = cluster.cli(&["history", "-o", "json"])?;
-    end.changes = parse_changes(&String::from_utf8_lossy(&history.stdout)).ok();
+    if cluster.system().tells().history {
+        let history = cluster.cli(&["history", "-o", "json"])?;
+        end.changes = parse_changes(&String::from_utf8_lossy(&history.stdout)).ok();
+    }
     end.is_paused = cluster.status().ok().map(|s| s.paused);
     Ok(end)
 }

@@ -1,7 +1,8 @@
 //! The fixed lists: what `make chaos` runs, its short form for every change, and what seeded bugs are hunted with.
 
-use super::plan::Mode;
+use super::plan::{Listed, Mode};
 use crate::fault::Phase;
+use std::time::Duration;
 
 /// A fault, and the phase in which it strikes.
 pub type Entry = (&'static str, Phase);
@@ -64,9 +65,34 @@ pub const HUNT: &[Entry] = &[
     ("kill-raft-leader", Phase::Election),
 ];
 
+/// What every system is put through that is compared, ten minutes: a fault, and the seconds that it holds. Longer than the slowest of
+/// them needs to notice and to act, so that each is seen through.
+const COMPARED: &[(&str, u64)] = &[
+    ("kill-node-and-postgres", 50),
+    ("kill-postmaster", 5),
+    ("freeze-datacenter", 50),
+    ("planned-switchover", 5),
+    ("isolate-primary", 50),
+    ("kill-raft-leader", 10),
+    ("isolate-sync-standby", 20),
+    ("kill-node", 50),
+    ("terminate-node", 10),
+    ("everybody-loses-power", 5),
+];
+
 /// As a plan's mode.
 pub fn listed(list: &[Entry]) -> Mode {
-    Mode::List(list.iter().map(|(name, phase)| ((*name).to_owned(), Some(*phase))).collect())
+    Mode::List(list.iter().map(|(name, phase)| Listed { name: (*name).to_owned(), phase: Some(*phase), hold: None }).collect())
+}
+
+/// The list that systems are compared by.
+pub fn compared() -> Mode {
+    let entry = |(name, seconds): &(&str, u64)| Listed {
+        name: (*name).to_owned(),
+        phase: Some(Phase::Steady),
+        hold: Some(Duration::from_secs(*seconds)),
+    };
+    Mode::List(COMPARED.iter().map(entry).collect())
 }
 
 #[cfg(test)]
@@ -79,6 +105,14 @@ mod tests {
         for (name, phase) in [STANDARD, SHORT, HUNT].concat() {
             let fault = fault::named(name).unwrap_or_else(|| panic!("no fault is called {name}"));
             assert!(fault.phases.contains(&phase), "{name} is not made for {}", phase.word());
+        }
+    }
+
+    #[test]
+    fn every_compared_fault_means_something_for_all() {
+        for (name, _) in COMPARED {
+            let fault = fault::named(name).unwrap_or_else(|| panic!("no fault is called {name}"));
+            assert_eq!(fault::meaningless(fault, Phase::Steady), None, "{name}");
         }
     }
 }

@@ -26,9 +26,9 @@ mod versions;
 mod voice;
 mod watch;
 
-pub use lists::{SHORT, STANDARD, listed};
+pub use lists::{SHORT, STANDARD, compared, listed};
 pub use pace::Interrupted;
-pub use plan::Mode;
+pub use plan::{Listed, Mode};
 pub use session::Finished;
-pub use settings::Settings;
+pub use settings::{Settings, Which};
 pub use voice::Voice;

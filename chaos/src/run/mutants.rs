@@ -5,7 +5,7 @@
 //! first row (no bug at all) that does not pass: it stands the faults of all the others. Bugs that no run from outside shows in minutes
 //! are passed over, unless they are asked for; see [`hunts`].
 
-use super::settings::Settings;
+use super::settings::{Settings, Which};
 use super::voice::Voice;
 use super::{hunts, lists, session};
 use crate::cluster::output_within;
@@ -157,7 +157,8 @@ fn one(mut settings: Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice
 /// # Errors
 /// The world could not be built, or the pair did not start.
 pub fn control(settings: &Settings, own_faults: bool, interrupts: &Interrupts, voice: &Voice) -> Result<Row> {
-    let mut settings = Settings { pair: true, out: settings.out.join(CONTROL), dir: settings.dir.join(CONTROL), ..settings.clone() };
+    let mut settings =
+        Settings { system: Which::Pair, out: settings.out.join(CONTROL), dir: settings.dir.join(CONTROL), ..settings.clone() };
     if own_faults {
         settings.mode = lists::listed(hunts::CONTROL);
     }

@@ -66,7 +66,7 @@ pub fn bring(world: &World, cluster: &Cluster, phase: Phase, pace: &Pace) -> Res
             Ok(Staged { reached, how: format!("after {primary} was killed"), undo: Undo::Start(primary) })
         }
         Phase::Drain => {
-            let child = cluster.cli_start(&cluster.system().switchover(None))?;
+            let child = cluster.cli_start(&["switchover".to_owned()])?;
             let reached = seen(cluster, pace, BEGIN_LIMIT, |s| s.phase == "draining")?;
             Ok(Staged { reached: reached.then_some(phase), how: "in a switchover".to_owned(), undo: Undo::Await(child) })
         }

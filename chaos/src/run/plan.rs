@@ -4,7 +4,7 @@
 //! covers the whole catalogue, and two short ones with different seeds begin with different parts of it. The generator is written
 //! out here, because a seed that found something must find it again after a dependency changed its own.
 
-use crate::fault::{Expected, Fault, Needs, Phase};
+use crate::fault::{Expected, Fault, Needs, Phase, meaningless};
 use anyhow::{Result, bail};
 use std::time::Duration;
 
@@ -25,8 +25,18 @@ pub enum Mode {
     Pairs,
     /// Two to four at once, always.
     Swarm,
-    /// These, in this order, once; each with its phase, or in all its phases.
-    List(Vec<(String, Option<Phase>)>),
+    /// These, in this order, once.
+    List(Vec<Listed>),
+}
+
+/// An entry of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    pub name: String,
+    /// `None`: in all its phases.
+    pub phase: Option<Phase>,
+    /// `None`: as the seed decides.
+    pub hold: Option<Duration>,
 }
 
 /// What the world offers to faults.
@@ -36,7 +46,12 @@ pub struct Means {
     pub shim: bool,
     /// Also faults that are known not to be handled.
     pub gaps: bool,
+    /// It is not Trilithon that is broken: only faults that mean the same for others.
+    pub peer: bool,
 }
+
+/// A fault, in a phase, for so long.
+type Card = (&'static Fault, Phase, Option<Duration>);
 
 impl Means {
     fn allow(self, fault: &Fault) -> bool {
@@ -79,8 +94,9 @@ impl Step {
 pub struct Plan {
     rng: SplitMix,
     mode: Mode,
-    cards: Vec<(&'static Fault, Phase)>,
-    deck: Vec<(&'static Fault, Phase)>,
+    cards: Vec<Card>,
+    deck: Vec<Card>,
+    left_out: Vec<String>,
     number: u64,
 }
 
@@ -89,14 +105,20 @@ impl Plan {
     /// A fault is not in the catalogue, or nothing is left that the world allows.
     pub fn new(seed: u64, mode: Mode, means: Means, catalogue: &'static [Fault]) -> Result<Plan> {
         let allowed = catalogue.iter().filter(|f| means.allow(f));
-        let cards: Vec<_> = match &mode {
+        let mut cards: Vec<Card> = match &mode {
             Mode::List(list) => listed(list, catalogue)?,
-            _ => allowed.flat_map(|f| f.phases.iter().map(move |p| (f, *p))).collect(),
+            _ => allowed.flat_map(|f| f.phases.iter().map(move |p| (f, *p, None))).collect(),
         };
+        let mut left_out = Vec::new();
+        cards.retain(|(fault, phase, _)| {
+            let why = meaningless(fault, *phase).filter(|_| means.peer);
+            left_out.extend(why.map(|why| format!("left out: {} at {}: {why}", fault.name, phase.word())));
+            why.is_none()
+        });
         if cards.is_empty() {
             bail!("no fault is left to inject: see `chaos list` for what each needs");
         }
-        Ok(Plan { rng: SplitMix(seed), mode, cards, deck: Vec::new(), number: 0 })
+        Ok(Plan { rng: SplitMix(seed), mode, cards, deck: Vec::new(), left_out, number: 0 })
     }
 
     /// How many (fault, phase) there are.
@@ -105,7 +127,12 @@ impl Plan {
         self.cards.len()
     }
 
-    fn deal(&mut self) -> (&'static Fault, Phase) {
+    /// What means nothing for this system, with the reasons.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
+    fn deal(&mut self) -> Card {
         if self.deck.is_empty() {
             self.deck = self.cards.clone();
             for i in (1..self.deck.len()).rev() {
@@ -129,7 +156,7 @@ impl Plan {
 
     /// Others for the same step: of the steady phase, each once, and at most one that destroys what is stored.
     fn join(&mut self, faults: &mut Vec<&'static Fault>, wanted: u64) {
-        let steady: Vec<&'static Fault> = self.cards.iter().filter(|(_, p)| *p == Phase::Steady).map(|(f, _)| *f).collect();
+        let steady: Vec<&'static Fault> = self.cards.iter().filter(|(_, p, _)| *p == Phase::Steady).map(|(f, ..)| *f).collect();
         // A bound on the tries: a list of destroyers only has no second one to offer.
         for _ in 0..64 {
             if faults.len() as u64 >= wanted || steady.is_empty() {
@@ -150,7 +177,7 @@ impl Iterator for Plan {
 
     fn next(&mut self) -> Option<Step> {
         self.number += 1;
-        let (first, phase) = match &self.mode {
+        let (first, phase, held) = match &self.mode {
             Mode::List(_) => *self.cards.get(usize::try_from(self.number - 1).ok()?)?,
             _ => self.deal(),
         };
@@ -163,21 +190,22 @@ impl Iterator for Plan {
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let hold = between(&mut self.rng, (millis(longest.0), millis(longest.1)));
         let pause = between(&mut self.rng, PAUSE_MS);
+        let hold = held.unwrap_or(hold);
         Some(Step { number: self.number, faults, phase, hold, pause, seed: self.rng.next() })
     }
 }
 
-fn listed(list: &[(String, Option<Phase>)], catalogue: &'static [Fault]) -> Result<Vec<(&'static Fault, Phase)>> {
+fn listed(list: &[Listed], catalogue: &'static [Fault]) -> Result<Vec<Card>> {
     let mut cards = Vec::new();
-    for (name, phase) in list {
+    for Listed { name, phase, hold } in list {
         let Some(fault) = catalogue.iter().find(|f| f.name == name) else {
             let near = catalogue.iter().find(|f| f.name.contains(name.as_str()) || name.contains(f.name));
             let hint = near.map(|f| format!("did you mean {}? ", f.name)).unwrap_or_default();
             bail!("no fault is called {name}: {hint}`chaos list` shows them all");
         };
         match phase {
-            Some(phase) => cards.push((fault, *phase)),
-            None => cards.extend(fault.phases.iter().map(|p| (fault, *p))),
+            Some(phase) => cards.push((fault, *phase, *hold)),
+            None => cards.extend(fault.phases.iter().map(|p| (fault, *p, *hold))),
         }
     }
     Ok(cards)
@@ -207,7 +235,7 @@ mod tests {
     use crate::fault::catalogue;
     use std::collections::BTreeSet;
 
-    const ALL: Means = Means { disks: true, shim: true, gaps: true };
+    const ALL: Means = Means { disks: true, shim: true, gaps: true, peer: false };
 
     fn words(seed: u64, mode: Mode, steps: usize) -> Vec<String> {
         let plan = Plan::new(seed, mode, ALL, catalogue()).unwrap();
@@ -243,9 +271,20 @@ mod tests {
     }
 
     #[test]
+    fn what_means_nothing_for_a_peer_is_left_out_with_the_reason() {
+        let entry = |name: &str, phase| Listed { name: name.to_owned(), phase: Some(phase), hold: Some(Duration::from_secs(45)) };
+        let list = vec![entry("isolate-primary", Phase::Drain), entry("isolate-primary", Phase::Steady)];
+        let plan = Plan::new(1, Mode::List(list), Means { peer: true, ..ALL }, catalogue()).unwrap();
+        assert!(plan.left_out()[0].starts_with("left out: isolate-primary at drain: "), "{:?}", plan.left_out());
+        let steps: Vec<Step> = plan.collect();
+        assert_eq!(steps.len(), 1);
+        assert_eq!(steps[0].hold, Duration::from_secs(45));
+    }
+
+    #[test]
     fn an_unknown_name_is_said_with_the_nearest() {
         let first = catalogue()[0].name;
-        let list = Mode::List(vec![(format!("{first}x"), None)]);
+        let list = Mode::List(vec![Listed { name: format!("{first}x"), phase: None, hold: None }]);
         let error = Plan::new(1, list, ALL, catalogue()).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(error.contains(&format!("did you mean {first}")), "{error}");
     }

@@ -1,21 +1,32 @@
 //! What a run is made with, and the words that repeat it.
 
 use super::plan::{Means, Mode, Plan};
-use crate::cluster::{Cluster, Options};
+use crate::cluster::{Options, Patroni, Profile, System, Trilithon};
 use crate::fault::{self, Scale};
 use crate::pair::Pair;
 use crate::world::{Preset, Spec, World};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Which system is broken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Which {
+    #[default]
+    Trilithon,
+    Patroni(Profile),
+    /// The negative control: plain asynchronous replication, promoted by a script.
+    Pair,
+}
+
 #[derive(Clone, Debug)]
 pub struct Settings {
+    pub system: Which,
+    /// Where `scripts/peers.sh` installed what is compared.
+    pub peers: PathBuf,
     pub binary: PathBuf,
     pub pg_bin: Option<PathBuf>,
-    /// Not Trilithon, but the negative control.
-    pub pair: bool,
     pub seed: u64,
     pub mode: Mode,
     /// No step begins after it; `None`: as long as the plan has steps.
@@ -54,15 +65,22 @@ impl Settings {
     /// # Errors
     /// A fault is not in the catalogue, or the world allows none.
     pub fn plan(&self) -> Result<Plan> {
-        let means = Means { disks: self.disks, shim: self.clocks, gaps: self.gaps };
+        let means = Means { disks: self.disks, shim: self.clocks, gaps: self.gaps, peer: self.system != Which::Trilithon };
         Plan::new(self.seed, self.mode.clone(), means, fault::catalogue())
     }
 
     /// What can be said before a world is built.
     ///
     /// # Errors
-    /// There is no program to test.
+    /// There is no program to test, or something was said that this system does not have.
     pub fn check(&self) -> Result<()> {
+        if self.system != Which::Trilithon {
+            if self.witness || !self.set.is_empty() {
+                bail!("--witness and --set are for Trilithon: a peer's settings are those of its profile");
+            }
+            // A peer's programs are looked for when it is set up: there are many.
+            return Ok(());
+        }
         let shown = self.binary.display();
         self.binary.canonicalize().map(drop).with_context(|| {
             format!("there is no program at {shown}: build it (`cargo build --release --bin trilithon`), or name it with --binary")
@@ -90,7 +108,19 @@ impl Settings {
         }
     }
 
-    pub fn cluster(&self) -> Options {
+    /// What runs in `world`.
+    ///
+    /// # Errors
+    /// A program is missing: which, and how to get it.
+    pub fn system(&self, world: &World) -> Result<Arc<dyn System>> {
+        Ok(match self.system {
+            Which::Trilithon => Arc::new(Trilithon::new(self.options(), world.dir())?),
+            Which::Pair => Arc::new(Pair::new(self.pg_bin.as_deref(), world.sites())?),
+            Which::Patroni(profile) => Arc::new(Patroni::new(profile, &self.peers, self.pg_bin.as_deref(), world.dir())?),
+        })
+    }
+
+    fn options(&self) -> Options {
         let mut options = Options { binary: self.binary.clone(), pg_bin: self.pg_bin.clone(), ..Options::default() };
         options.witness = self.witness.then(|| "dc3".to_owned());
         if self.preset == Preset::Far {
@@ -104,17 +134,6 @@ impl Settings {
         }
         options.environment = self.environment.iter().cloned().collect();
         options
-    }
-
-    /// Start what is under test.
-    ///
-    /// # Errors
-    /// As of [`Cluster::start`].
-    pub fn start(&self, world: &World) -> Result<Cluster> {
-        if self.pair {
-            return Cluster::start_system(world, Arc::new(Pair::new(self.pg_bin.as_deref(), world.sites())?));
-        }
-        Cluster::start(world, &self.cluster())
     }
 
     pub fn scale(&self) -> Scale {

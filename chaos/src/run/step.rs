@@ -211,7 +211,7 @@ impl Stage<'_> {
             let _ = self.cluster.cli(&["reinit", name]);
         }
         if !stuck.is_empty() && self.wait(HELPED_LIMIT, || self.is_whole())? {
-            done.notes.push(format!("`trilithon reinit` of {} by hand made it whole", stuck.join(", ")));
+            done.notes.push(format!("`reinit` of {} by hand made it whole", stuck.join(", ")));
             return Ok(());
         }
         done.notes.push("it did not become whole by hand either: the run ends here".to_owned());

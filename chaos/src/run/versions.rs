@@ -9,10 +9,8 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Program → version.
-pub fn all(cluster: &Cluster, binary: &Path) -> BTreeMap<String, String> {
-    let mut versions = BTreeMap::new();
-    let own = first_line(binary, &["--version"]);
-    versions.insert("trilithon".to_owned(), own.trim_start_matches("trilithon ").to_owned());
+pub fn all(cluster: &Cluster) -> BTreeMap<String, String> {
+    let mut versions = cluster.system().versions();
     let status = cluster.status().unwrap_or_default();
     if let Some(postgres) = status.members.iter().find_map(|m| m.postgres_version.clone()) {
         versions.insert("postgres".to_owned(), postgres);

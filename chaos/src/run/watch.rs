@@ -6,7 +6,7 @@
 //! Two nodes that call themselves primary at once are no fault yet: one that is cut off learns of its end only when its lease is
 //! over, and nobody confirms what it commits. Whether two *acknowledged* writes is for the checkers to find in the histories.
 
-use crate::cluster::{Cluster, Status, System, get};
+use crate::cluster::{Cluster, Status, System, answers};
 use crate::record::{At, Reign, RunClock};
 use crate::world::World;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -68,7 +68,6 @@ impl Watch {
             let eye = Eye {
                 node: node.name.clone(),
                 postgres: SocketAddr::from((Ipv4Addr::LOCALHOST, ports.postgres)),
-                http: SocketAddr::from((Ipv4Addr::LOCALHOST, ports.http)),
                 system: cluster.shared_system(),
                 password: cluster.password().to_owned(),
                 seen: Arc::clone(&seen),
@@ -101,7 +100,6 @@ impl Watch {
 struct Eye {
     node: String,
     postgres: SocketAddr,
-    http: SocketAddr,
     system: Arc<dyn System>,
     password: String,
     seen: Arc<Mutex<Seen>>,
@@ -111,7 +109,11 @@ struct Eye {
 
 impl Eye {
     async fn watch(self) {
-        tokio::join!(self.who(), self.phases());
+        if self.system.tells().phases {
+            tokio::join!(self.who(), self.phases());
+        } else {
+            self.who().await;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
@@ -158,8 +160,9 @@ impl Eye {
             let at = self.clock.now();
             let column = |i: usize| rows.first().and_then(|row| row.try_get::<_, String>(i).ok()).unwrap_or_default();
             if column(0) == "false" {
-                epoch = self.epoch().await.unwrap_or(epoch);
-                let look = Look { at, node: self.node.clone(), epoch, timeline: column(1).parse().unwrap_or(0) };
+                let timeline = column(1).parse().unwrap_or(0);
+                epoch = if self.system.tells().epochs { self.epoch().await.unwrap_or(epoch) } else { u64::from(timeline) };
+                let look = Look { at, node: self.node.clone(), epoch, timeline };
                 self.lock().looks.push(look);
             }
             sleep(LOOK_EVERY).await;
@@ -175,8 +178,8 @@ impl Eye {
 
 impl Eye {
     async fn status(&self) -> Option<Status> {
-        let body = get(self.http, &self.system.status_path(), ANSWER_LIMIT).await.ok()?;
-        self.system.parse_status(&self.node, &body).ok()
+        let answers = answers(self.system.questions(), ANSWER_LIMIT).await.ok()?;
+        self.system.parse_status(&self.node, &answers).ok()
     }
 }
 
