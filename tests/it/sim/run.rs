@@ -16,7 +16,7 @@ use trilithon::types::NodeId;
 const WHOLE_WITHIN: Time = 300_000;
 
 /// What became of one seed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Report {
     pub seed: u64,
     pub simulated: Time,
