@@ -199,6 +199,21 @@ fn a_seed_replays_bit_for_bit() {
     }
 }
 
+/// Seeds that a campaign once stopped at.
+/// 7706: the primary's disk was lost while the only other copy could not be started without it; no cluster survives that, and nothing was
+/// elected. The world's faults counted a copy that was not consistent yet as one that could take over.
+/// 9888: after a switchover to a healthy candidate its promotion failed twice by chance, and the election that followed was said to have no
+/// cause.
+const REGRESSIONS: [u64; 2] = [7_706, 9_888];
+
+#[test]
+fn seeds_that_once_failed_pass() {
+    for seed in REGRESSIONS {
+        let report = run_seed(Config::draw(seed, None), false);
+        assert!(report.violation.is_none(), "seed {seed}: {:?}", report.violation);
+    }
+}
+
 #[test]
 fn thousands_of_simulated_hours_lose_nothing() {
     if let Some(seed) = std::env::var("TRILITHON_SIM_SEED").ok().and_then(|s| s.parse().ok()) {
