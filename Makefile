@@ -56,8 +56,9 @@ sim: setup ## the simulator for longer (HOURS=20000)
 	TRILITHON_SIM_HOURS=$(HOURS) cargo test --workspace --locked --test it sim::run -- --nocapture
 
 sim-release: HOURS = 1000000
-sim-release: setup ## before a release: a million simulated hours on all cores (HOURS=1000000 FIRST=1)
-	TRILITHON_SIM_FIRST=$(FIRST) TRILITHON_CAMPAIGN_HOURS=$(HOURS) cargo test --release --workspace --locked --test it sim::campaign -- --nocapture
+sim-release: setup ## before a release: the models in wider bounds, a million simulated hours (HOURS=1000000 FIRST=1)
+	TRILITHON_SIM_FIRST=$(FIRST) TRILITHON_CAMPAIGN_HOURS=$(HOURS) TRILITHON_MODELS=large \
+	  cargo test --release --workspace --locked --test it -- --nocapture models:: sim::campaign
 
 mutants: setup ## seeded bugs, and how soon the suite catches each
 	cargo test --workspace --locked --test it sim::mutants -- --nocapture

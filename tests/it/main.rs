@@ -13,6 +13,7 @@ mod decisions;
 mod failover;
 #[allow(dead_code)]
 mod failover_scenarios;
+mod models;
 mod ports;
 mod postgres_adoption;
 mod postgres_basic;
