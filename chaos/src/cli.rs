@@ -138,6 +138,9 @@ pub struct WhatArgs {
     /// An administrator asks for a switchover now and then.
     #[arg(long)]
     pub administrator: bool,
+    /// The nodes write down what their core is asked and answers, and it is asked again at the end.
+    #[arg(long)]
+    pub core_trace: bool,
     /// One key of the nodes' configuration.
     #[arg(long = "set", value_name = "SECTION.KEY=TOML")]
     pub set: Vec<String>,
@@ -256,6 +259,7 @@ pub fn settings(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<S
         environment: Vec::new(),
         rate: what.rate,
         administrator: what.administrator,
+        core_trace: what.core_trace,
         stop_at_first: what.stop_at_first,
         words: words(what, decided),
     })
@@ -314,6 +318,7 @@ fn words(what: &WhatArgs, decided: bool) -> Vec<String> {
         ("--witness", what.witness),
         ("--gaps", what.gaps),
         ("--administrator", what.administrator),
+        ("--core-trace", what.core_trace),
         ("--stop-at-first", what.stop_at_first),
     ];
     flags.into_iter().filter(|(_, on)| *on).for_each(|(flag, _)| say(flag, None));
@@ -359,7 +364,7 @@ mod tests {
             &["run"],
             &["run", "--short"],
             &["run", "--seed", "9", "--swarm", "--steps", "3", "--preset", "far", "--no-disks"],
-            &["run", "--seed", "3", "--minutes", "2", "--set", "ha.lease_ttl=\"5s\""],
+            &["run", "--seed", "3", "--minutes", "2", "--core-trace", "--set", "ha.lease_ttl=\"5s\""],
         ] {
             let first = run(words).unwrap();
             let command = first.command().replace('\'', "");
@@ -367,6 +372,7 @@ mod tests {
             let second = run(&again).unwrap();
             assert_eq!((first.mode, first.minutes, first.set), (second.mode, second.minutes, second.set), "{command}");
             assert_eq!((first.seed, first.steps, first.disks, first.preset), (second.seed, second.steps, second.disks, second.preset));
+            assert_eq!(first.core_trace, second.core_trace);
         }
     }
 

@@ -6,8 +6,8 @@
 use super::view::ViewSource;
 use crate::cluster::{ClusterState, Phase, Proposal};
 use crate::consensus::Handle;
-use crate::ha::{Decision, View, decide};
-use crate::telemetry::Clock;
+use crate::ha::{Decision, Entry, View, decide};
+use crate::telemetry::{Clock, Recorder};
 use crate::types::{Millis, NodeId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +39,7 @@ pub struct Controller {
     pub consensus: Handle,
     pub view: Arc<ViewSource>,
     pub info: watch::Sender<DecisionInfo>,
+    pub trace: Option<Recorder<Entry>>,
     pub stop: CancellationToken,
 }
 
@@ -63,6 +64,9 @@ impl Controller {
             let state = states.borrow_and_update().clone();
             let view = self.view.view(self.clock.now());
             let decision = decide(&state, &view);
+            if let Some(trace) = &self.trace {
+                trace.record(Entry::Decided { on: state.clone(), view: view.clone(), decision: decision.clone() });
+            }
             self.explain(&state, &decision);
             let acted = decision.command.is_some();
             if acted {

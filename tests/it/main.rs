@@ -9,6 +9,7 @@ mod api;
 mod cluster_harness;
 mod cluster_load;
 mod consensus;
+mod core_trace;
 mod decisions;
 mod failover;
 #[allow(dead_code)]

@@ -15,6 +15,9 @@ pub(super) struct Written<'a> {
     pub grpc: u16,
 }
 
+/// Folder of the core's traces, beside a datacenter's logs.
+pub const CORE_TRACE: &str = "core";
+
 type Sections = BTreeMap<String, BTreeMap<String, String>>;
 
 impl Written<'_> {
@@ -37,6 +40,9 @@ impl Written<'_> {
         set("api.tls", "cert", file(format!("{}.pem", site.name())));
         set("api.tls", "key", file(format!("{}.key", site.name())));
         set("telemetry", "format", quoted("text"));
+        if self.options.core_trace {
+            set("telemetry", "core_trace", quoted(&site.logs().join(CORE_TRACE).display().to_string()));
+        }
         if !witness {
             // Three servers share one machine's memory.
             set("postgres", "parameters", "{ shared_buffers = \"64MB\", max_wal_size = \"256MB\" }".to_owned());

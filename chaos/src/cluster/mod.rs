@@ -20,6 +20,7 @@ mod status;
 mod system;
 mod trilithon;
 
+pub use config::CORE_TRACE;
 pub use node::{End, Node};
 pub use process::output_within;
 use process::reap;

@@ -39,6 +39,8 @@ pub struct Settings {
     pub rate: f64,
     /// Somebody asks for switchovers all the time.
     pub administrator: bool,
+    /// Nodes write down what their core does.
+    pub core_trace: bool,
     pub stop_at_first: bool,
     /// Words of the command line that are not said by the fields above.
     pub words: Vec<String>,
@@ -96,6 +98,7 @@ impl Settings {
         for (section, key, literal) in &self.set {
             options.set(section, key, literal);
         }
+        options.core_trace = self.core_trace;
         options.environment = self.environment.iter().cloned().collect();
         options
     }
