@@ -7,12 +7,14 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 ARGS ?=
 # Length of `make sim`, in simulated hours.
 HOURS ?= 20000
+# First seed of `make sim-release`: what a campaign that was stopped names as its next one.
+FIRST ?= 1
 # Runs of each scenario in `make bench`.
 RUNS ?= 20
 # Versions of PostgreSQL for `make test-versions`.
 VERSIONS ?= 16 18
 
-.PHONY: help setup demo test lint fix bench chaos chaos-mutants compare docs sim mutants test-versions
+.PHONY: help setup demo test lint fix bench chaos chaos-mutants compare docs sim sim-release mutants test-versions
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +64,11 @@ docs: setup ## the documentation of the code, in target/doc
 
 sim: setup ## the simulator for longer (HOURS=20000)
 	TRILITHON_SIM_HOURS=$(HOURS) cargo test --workspace --locked --test it sim::run -- --nocapture
+
+sim-release: HOURS = 1000000
+sim-release: setup ## before a release: the models in wider bounds, a million simulated hours (HOURS=1000000 FIRST=1)
+	TRILITHON_SIM_FIRST=$(FIRST) TRILITHON_CAMPAIGN_HOURS=$(HOURS) TRILITHON_MODELS=large \
+	  cargo test --release --workspace --locked --test it -- --nocapture models:: sim::campaign
 
 mutants: setup ## seeded bugs, and how soon the suite catches each
 	cargo test --workspace --locked --test it sim::mutants -- --nocapture

@@ -186,6 +186,9 @@ pub struct WhatArgs {
     /// An administrator asks for a switchover now and then.
     #[arg(long)]
     pub administrator: bool,
+    /// The nodes write down what their core is asked and answers, and it is asked again at the end.
+    #[arg(long)]
+    pub core_trace: bool,
     /// One key of the nodes' configuration.
     #[arg(long = "set", value_name = "SECTION.KEY=TOML")]
     pub set: Vec<String>,
@@ -323,6 +326,7 @@ pub fn settings(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<S
         environment: Vec::new(),
         rate: what.rate,
         administrator: what.administrator,
+        core_trace: what.core_trace,
         stop_at_first: what.stop_at_first,
         hunting: false,
         words: words(what, decided),
@@ -388,6 +392,7 @@ fn words(what: &WhatArgs, decided: bool) -> Vec<String> {
         ("--witness", what.witness),
         ("--gaps", what.gaps),
         ("--administrator", what.administrator),
+        ("--core-trace", what.core_trace),
         ("--stop-at-first", what.stop_at_first),
     ];
     flags.into_iter().filter(|(_, on)| *on).for_each(|(flag, _)| say(flag, None));
@@ -434,7 +439,7 @@ mod tests {
             &["run", "--short"],
             &["run", "--compared", "--system", "patroni-tuned"],
             &["run", "--seed", "9", "--swarm", "--steps", "3", "--preset", "far", "--no-disks"],
-            &["run", "--seed", "3", "--minutes", "2", "--set", "ha.lease_ttl=\"5s\""],
+            &["run", "--seed", "3", "--minutes", "2", "--core-trace", "--set", "ha.lease_ttl=\"5s\""],
         ] {
             let first = run(words).unwrap();
             let command = first.command().replace('\'', "");
@@ -443,6 +448,7 @@ mod tests {
             assert_eq!((first.mode, first.minutes, first.set), (second.mode, second.minutes, second.set), "{command}");
             assert_eq!((first.seed, first.steps, first.disks, first.preset), (second.seed, second.steps, second.disks, second.preset));
             assert_eq!(first.system, second.system);
+            assert_eq!(first.core_trace, second.core_trace);
         }
     }
 

@@ -7,8 +7,8 @@ use super::mistakes;
 use super::view::ViewSource;
 use crate::cluster::{ClusterState, Phase, Proposal};
 use crate::consensus::Handle;
-use crate::ha::{Decision, View, decide};
-use crate::telemetry::Clock;
+use crate::ha::{Decision, Entry, View, decide};
+use crate::telemetry::{Clock, Recorder};
 use crate::types::{Millis, NodeId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +40,7 @@ pub struct Controller {
     pub consensus: Handle,
     pub view: Arc<ViewSource>,
     pub info: watch::Sender<DecisionInfo>,
+    pub trace: Option<Recorder<Entry>>,
     pub stop: CancellationToken,
 }
 
@@ -64,7 +65,11 @@ impl Controller {
             let state = states.borrow_and_update().clone();
             let mut view = self.view.view(self.clock.now());
             mistakes::view(&state, &mut view);
-            let decision = mistakes::decision(&state, &view, decide(&state, &view));
+            let decision = decide(&state, &view);
+            if let Some(trace) = &self.trace {
+                trace.record(Entry::Decided { on: state.clone(), view: view.clone(), decision: decision.clone() });
+            }
+            let decision = mistakes::decision(&state, &view, decision);
             self.explain(&state, &decision);
             let acted = decision.command.is_some();
             if acted {

@@ -9,9 +9,9 @@ use super::upkeep::Upkeep;
 use super::{LeaseCell, Promise, PromiseError, ViewSource};
 use crate::cluster::{ClusterState, Phase};
 use crate::consensus::Handle;
-use crate::ha::{LocalState, NodeObservation, StepReason, Upstream, converge};
+use crate::ha::{Entry, LocalState, NodeObservation, StepReason, Upstream, converge};
 use crate::postgres::{Instance, Postmaster};
-use crate::telemetry::Clock;
+use crate::telemetry::{Clock, Recorder};
 use crate::types::{Epoch, NodeId, Revision};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -63,6 +63,7 @@ pub struct Agent {
     pub leaving: watch::Receiver<bool>,
     pub requests: mpsc::Receiver<Requests>,
     pub adopt_existing: bool,
+    pub trace: Option<Recorder<Entry>>,
     pub stop: CancellationToken,
 }
 
@@ -101,7 +102,11 @@ impl Loop {
             }
             self.hurry(&state, now.since(view.phase_since));
             let local = self.observe(&state, upstream.clone()).await;
-            let step = mistakes::step(&state, &local, &view, converge(&state, &local));
+            let step = converge(&state, &local);
+            if let Some(trace) = &self.agent.trace {
+                trace.record(Entry::Stepped { on: state.clone(), local: local.clone(), step: step.clone() });
+            }
+            let step = mistakes::step(&state, &local, &view, step);
             self.tell(&state, &local, &step.reason);
             self.explain(&state, &step.reason);
             self.abort_if_overtaken(&state, step.action.as_ref());

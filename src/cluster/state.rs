@@ -192,7 +192,7 @@ impl Default for Tags {
 }
 
 /// The primary's time-bounded right to serve (INV-9). No timestamps: each member measures from its own clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
     pub holder: Option<NodeId>,
     pub epoch: Epoch,

@@ -146,6 +146,12 @@ pub(super) const KEYS: &[Key] = &[
     optional("api.tls", "cert", "\"/etc/trilithon/dc1.pem\"", "This node's; its OU is \"peer\"."),
     optional("api.tls", "key", "\"/etc/trilithon/dc1.key\"", "Private key of `cert`, mode 0600."),
     key("telemetry", "format", "\"auto\"", "\"text\", \"json\"; \"auto\" is text, coloured on a terminal."),
+    optional(
+        "telemetry",
+        "core_trace",
+        "\"/var/log/trilithon/core\"",
+        "Folder for every input and answer of the core, which `trilithon replay` checks; some 30 kB a second. Default: none.",
+    ),
     key("telemetry", "level", "\"info\"", "error, warn, info, debug, trace, or a filter like \"info,trilithon::proxy=debug\"."),
 ];
 

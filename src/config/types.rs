@@ -138,6 +138,8 @@ pub struct TelemetryConfig {
     pub format: LogFormat,
     /// A filter as tracing-subscriber reads it.
     pub level: String,
+    /// Folder for what the core was asked and answered; `None`: it is not written down.
+    pub core_trace: Option<PathBuf>,
 }
 
 impl Config {

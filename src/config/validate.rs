@@ -201,7 +201,8 @@ fn telemetry(r: &mut Reader) -> TelemetryConfig {
             )),
         }
     });
-    TelemetryConfig { format: r.choice("telemetry.format", &formats), level: level.unwrap_or_default() }
+    let core_trace = r.text("telemetry.core_trace").map(PathBuf::from);
+    TelemetryConfig { format: r.choice("telemetry.format", &formats), level: level.unwrap_or_default(), core_trace }
 }
 
 /// What must hold between keys of different sections.

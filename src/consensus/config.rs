@@ -3,7 +3,8 @@
 use super::state_machine::ApplyHook;
 use super::tls::Tls;
 use crate::cluster::{Member, Settings};
-use crate::telemetry::Clock;
+use crate::ha::Entry;
+use crate::telemetry::{Clock, Recorder};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,6 +109,8 @@ pub struct Config {
     pub clock: Clock,
     /// Called with the state after each applied entry.
     pub on_apply: ApplyHook,
+    /// Each command with the states before and after it, where that is wanted.
+    pub trace: Option<Recorder<Entry>>,
 }
 
 impl Config {

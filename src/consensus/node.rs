@@ -244,7 +244,7 @@ async fn open(config: Config, listener: &TcpListener) -> Result<Shared, StartErr
     });
     let (config, store, snapshots, loaded) = opening.await.map_err(|e| StartError::Listener(io::Error::other(e)))??;
     let (published, state) = watch::channel(Arc::new(ClusterState::default()));
-    let machine = StateMachine::new(snapshots, loaded, published, config.on_apply.clone());
+    let machine = StateMachine::new(snapshots, loaded, published, config.on_apply.clone(), config.trace.clone());
     let identity = SharedIdentity::default();
     if let Some(found) = stored_identity(&store) {
         identity.set(found);

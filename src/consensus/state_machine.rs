@@ -7,7 +7,9 @@
 use super::raft::{Applied, EntryPayload, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use super::snapshot::{self, Decoded, SnapshotDir};
 use crate::bug::{self, Bug};
-use crate::cluster::{self, ClusterState};
+use crate::cluster::{self, ClusterState, Outcome, Proposal};
+use crate::ha::Entry;
+use crate::telemetry::Recorder;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -44,13 +46,20 @@ pub struct StateMachine {
     membership: StoredMembership,
     published: watch::Sender<Arc<ClusterState>>,
     hook: ApplyHook,
+    trace: Option<Recorder<Entry>>,
     dir: SnapshotDir,
     current: Current,
 }
 
 impl StateMachine {
     /// Start from the snapshot on disk, or from nothing.
-    pub fn new(dir: SnapshotDir, loaded: Option<(Decoded, Bytes)>, published: watch::Sender<Arc<ClusterState>>, hook: ApplyHook) -> Self {
+    pub fn new(
+        dir: SnapshotDir,
+        loaded: Option<(Decoded, Bytes)>,
+        published: watch::Sender<Arc<ClusterState>>,
+        hook: ApplyHook,
+        trace: Option<Recorder<Entry>>,
+    ) -> Self {
         let current = Current::default();
         let decoded = loaded.map(|(decoded, bytes)| {
             current.set(decoded.meta.clone(), bytes);
@@ -63,11 +72,36 @@ impl StateMachine {
             membership: meta.last_membership,
             published,
             hook,
+            trace,
             dir,
             current,
         };
+        machine.record_state();
         machine.publish();
         machine
+    }
+
+    /// Apply one command. Recorded before it is published: whoever decides on the new state comes later in the trace.
+    fn change(&mut self, mut proposal: Proposal) -> Outcome {
+        if bug::is(Bug::NoCompareAndSet) {
+            proposal.expect = proposal.expect.map(|_| self.state.revision);
+        }
+        let before = self.trace.is_some().then(|| self.state.clone());
+        let outcome = cluster::apply(Arc::make_mut(&mut self.state), &proposal);
+        if let (Some(trace), Some(before)) = (&self.trace, before) {
+            trace.record(Entry::Applied { before, proposal, outcome: outcome.clone(), after: self.state.clone() });
+        }
+        if bug::is(Bug::RequestAppliedTwice) {
+            Arc::make_mut(&mut self.state).requests.clear();
+        }
+        self.publish();
+        outcome
+    }
+
+    fn record_state(&self) {
+        if let Some(trace) = &self.trace {
+            trace.record(Entry::State(self.state.clone()));
+        }
     }
 
     fn publish(&self) {
@@ -98,16 +132,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 }
                 EntryPayload::Normal(data) => {
                     // Skipping an entry that others apply would make this copy differ from theirs: stop instead.
-                    let mut proposal = data.decode().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-                    if bug::is(Bug::NoCompareAndSet) {
-                        proposal.expect = proposal.expect.map(|_| self.state.revision);
-                    }
-                    let outcome = cluster::apply(Arc::make_mut(&mut self.state), &proposal);
-                    if bug::is(Bug::RequestAppliedTwice) {
-                        Arc::make_mut(&mut self.state).requests.clear();
-                    }
-                    self.publish();
-                    Applied(Some(outcome))
+                    let proposal = data.decode().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+                    Applied(Some(self.change(proposal)))
                 }
             };
             self.last_applied = Some(log_id);
@@ -136,6 +162,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.state = Arc::new(decoded.state);
         self.last_applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
+        self.record_state();
         self.publish();
         Ok(())
     }

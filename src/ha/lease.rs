@@ -9,7 +9,7 @@ use crate::cluster::{Lease, Settings};
 use crate::types::{Epoch, Millis};
 
 /// The holder's belief. Volatile: a restarted process starts with none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HolderLease {
     held: Option<(Epoch, Millis)>,
 }
@@ -48,7 +48,7 @@ impl HolderLease {
 }
 
 /// What a member that is not the holder knows: when it applied the newest change of the lease.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LeaseWatch {
     seen: Option<(Lease, Millis)>,
 }

@@ -3,10 +3,11 @@
 use super::{PostgresFacts, PostgresState, Role, Seal};
 use crate::cluster::SyncRule;
 use crate::types::{Epoch, Lsn, NodeId, RequestId, Timeline};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// What this node knows about itself at one instant.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalState {
     pub me: NodeId,
     /// Newest epoch promised, as on disk (INV-1).
@@ -40,7 +41,7 @@ pub struct LocalState {
 }
 
 /// What a standby must know of its primary before it follows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upstream {
     pub node: NodeId,
     /// It runs as primary of the present epoch.
@@ -51,7 +52,7 @@ pub struct Upstream {
 }
 
 /// This node's belief about its lease at `now`; volatile, empty after a restart (INV-9).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LeaseBelief {
     #[default]
     None,
@@ -87,7 +88,7 @@ impl LocalState {
 }
 
 /// One idempotent step towards the replicated target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Persist the promise (fsync). Acting on the epoch comes after (INV-1).
     Promise {
@@ -142,7 +143,7 @@ pub enum Action {
 }
 
 /// Why this step, or why none.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StepReason {
     Converged,
     Witness,
@@ -186,7 +187,7 @@ pub enum StepReason {
 }
 
 /// The next step and its reason.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     pub action: Option<Action>,
     pub reason: StepReason,

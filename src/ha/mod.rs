@@ -21,6 +21,7 @@ mod observation;
 mod reason;
 mod rules;
 mod switchover;
+mod trace;
 
 pub use converge::converge;
 pub use decide::decide;
@@ -29,3 +30,4 @@ pub use lineage::{Lineage, lineage};
 pub use local::{Action, LeaseBelief, LocalState, Step, StepReason, Upstream};
 pub use observation::{NodeObservation, Observations, PostgresFacts, PostgresState, Role, Seal, Seen, StandbyView, View};
 pub use reason::{CandidateLack, Decision, Reason};
+pub use trace::{Entry, Replay, ReplayReport, Scribe};

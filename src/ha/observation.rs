@@ -117,7 +117,7 @@ pub struct NodeObservation {
 }
 
 /// An observation and when it arrived here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     pub at: Millis,
     pub observation: NodeObservation,
@@ -127,7 +127,7 @@ pub struct Seen {
 pub type Observations = BTreeMap<NodeId, Seen>;
 
 /// The controller's own view of time.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
     pub now: Millis,
     pub observations: Observations,

@@ -8,9 +8,9 @@ use crate::api::{self, Attachments, ClusterAccess, http};
 use crate::cluster::Topology;
 use crate::config;
 use crate::consensus::{self, Bootstrap, Handle, Timing};
-use crate::ha::NodeObservation;
+use crate::ha::{Entry, NodeObservation};
 use crate::postgres::Instance;
-use crate::telemetry::{Clock, Metrics};
+use crate::telemetry::{Clock, Metrics, Recorder};
 use crate::types::NodeId;
 use anyhow::Context as _;
 use std::collections::BTreeSet;
@@ -57,13 +57,14 @@ struct Pending {
     decision: watch::Sender<DecisionInfo>,
     observation: watch::Sender<NodeObservation>,
     requests: mpsc::Receiver<Requests>,
+    trace: Option<Recorder<Entry>>,
 }
 
 impl Node {
     /// Consensus and administration: enough to be met, asked and admitted.
     pub async fn begin(opened: Opened) -> anyhow::Result<Node> {
         let postgres = opened.postgres();
-        let Opened { config, clock, dir, tls, grpc, http, token, local, proxy } = opened;
+        let Opened { config, clock, dir, tls, grpc, http, token, trace, local, proxy } = opened;
         let marks = Arc::new(Marks::new(clock));
         let view = Arc::new(ViewSource::new(marks.clone()));
         let lease = Arc::new(LeaseCell::new(clock));
@@ -82,6 +83,7 @@ impl Node {
             tls: tls.clone(),
             clock,
             on_apply: Arc::new(move |state| marks.applied(state)),
+            trace: trace.clone(),
         };
         let me = config.node.name.clone();
         let (attached, watched) = (view.clone(), lease.clone());
@@ -107,7 +109,7 @@ impl Node {
             leaving: watch::Sender::new(false),
             stops: Stops::default(),
             tasks: JoinSet::new(),
-            pending: Some(Pending { local, proxy, view, decision, observation, requests }),
+            pending: Some(Pending { local, proxy, view, decision, observation, requests, trace }),
             _dir: dir,
         };
         node.administrate(http, token);
@@ -126,7 +128,7 @@ impl Node {
 
     /// This node is a member: begin to do what members do. Call it once.
     pub async fn join(&mut self, me: NodeId) -> anyhow::Result<()> {
-        let Some(Pending { local, proxy, view, decision, observation, requests }) = self.pending.take() else { return Ok(()) };
+        let Some(Pending { local, proxy, view, decision, observation, requests, trace }) = self.pending.take() else { return Ok(()) };
         self.own_plain("observations", feeds::observations(me, self.handle.clone(), view.clone()));
         let (refused, suspected) = watch::channel(BTreeSet::new());
         self.own_plain("suspects", feeds::suspects(self.handle.clone(), view.clone(), refused));
@@ -138,7 +140,8 @@ impl Node {
         self.keep_lease(me)?;
         start::catch_up(me, &self.handle, &self.lease, self.clock).await;
         let stop = self.stops.rest.clone();
-        let controller = Controller { me, clock: self.clock, consensus: self.handle.clone(), view: view.clone(), info: decision, stop };
+        let (clock, consensus) = (self.clock, self.handle.clone());
+        let controller = Controller { me, clock, consensus, view: view.clone(), info: decision, trace: trace.clone(), stop };
         self.own_plain("controller", controller.run());
         let (clock, consensus, stop) = (self.clock, self.handle.clone(), self.stops.agent.clone());
         let leaving = self.leaving.subscribe();
@@ -161,6 +164,7 @@ impl Node {
                     leaving,
                     requests,
                     adopt_existing,
+                    trace,
                     stop,
                 };
                 self.own("agent", agent.run());

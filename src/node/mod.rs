@@ -9,15 +9,17 @@
 //! repair in place: a part that broke ends the process, Postgres fenced first where its right to serve is in doubt, and whoever
 //! supervises the process starts it again.
 //!
-//! Entry points: [`run`] for `trilithon node`, [`demo::run`] for `trilithon demo`.
+//! Entry points: [`run`] for `trilithon node`, [`demo::run`] for `trilithon demo`, [`replay::run`] for `trilithon replay`.
 
 mod assemble;
+mod core_trace;
 mod data_dir;
 pub mod demo;
 mod feeds;
 mod open;
 mod proxy;
 mod reload;
+pub mod replay;
 mod start;
 mod stop;
 mod supervise;

@@ -2,13 +2,15 @@
 //!
 //! Everything that a person can have got wrong is refused here, with the key to correct, before the node says a word to its peers.
 
+use super::core_trace;
 use super::data_dir::DataDir;
 use crate::agent::Promise;
 use crate::cluster::MemberKind;
 use crate::config::{Config, HostPort};
 use crate::consensus::tls::Tls;
+use crate::ha::Entry;
 use crate::postgres::{Instance, InstanceConfig, Postmaster};
-use crate::telemetry::Clock;
+use crate::telemetry::{Clock, Recorder};
 use crate::types::NodeId;
 use anyhow::{Context as _, bail};
 use std::io::ErrorKind;
@@ -31,6 +33,8 @@ pub struct Opened {
     pub http: TcpListener,
     /// Content of `api.token_file`.
     pub token: Option<String>,
+    /// Where the core's answers are written down, if anywhere.
+    pub trace: Option<Recorder<Entry>>,
     pub local: Local,
     pub proxy: ProxyAddresses,
 }
@@ -64,6 +68,7 @@ pub async fn open(config: Config, clock: Clock) -> anyhow::Result<Opened> {
     let dir = DataDir::open(&config.node.data_dir, &config.cluster.name, &config.node.name)?;
     let tls = load_tls(&config)?;
     let token = load_token(&config)?;
+    let trace = core_trace::start(&config)?;
     let grpc = bind("api.grpc", &config.api.grpc, clock).await?;
     let http = bind("api.http", &config.api.http, clock).await?;
     let proxy = ProxyAddresses {
@@ -75,7 +80,7 @@ pub async fn open(config: Config, clock: Clock) -> anyhow::Result<Opened> {
         MemberKind::Witness => Local::Witness,
         MemberKind::Data => open_postgres(&config, clock).await?,
     };
-    Ok(Opened { config, clock, dir, tls, grpc, http, token, local, proxy })
+    Ok(Opened { config, clock, dir, tls, grpc, http, token, trace, local, proxy })
 }
 
 fn load_tls(config: &Config) -> anyhow::Result<Option<Tls>> {

@@ -6,7 +6,9 @@
 mod clock;
 mod log;
 mod metrics;
+mod recorder;
 
 pub use clock::{Clock, wall_clock};
 pub use log::{LogError, LogFormat, LogHandle, init_logging};
 pub use metrics::Metrics;
+pub use recorder::{Recorder, Render};

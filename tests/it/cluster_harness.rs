@@ -65,6 +65,11 @@ pub struct Cluster {
 impl Cluster {
     /// Start one with `program`, and further words for `trilithon demo`.
     pub async fn start(program: &Path, name: &str, words: &[&str]) -> Cluster {
+        Cluster::start_in(program, name, words, &[]).await
+    }
+
+    /// The same, with `environment` for the demo and its nodes.
+    pub async fn start_in(program: &Path, name: &str, words: &[&str], environment: &[(&str, &Path)]) -> Cluster {
         let dir = std::env::temp_dir().join(format!("tri-it-{}-{name}", std::process::id()));
         let log_dir = std::env::temp_dir();
         let log = fs::File::create(log_dir.join(format!("tri-it-{}-{name}.log", std::process::id()))).expect("a log file");
@@ -75,6 +80,7 @@ impl Cluster {
             .args(["demo", "--base-port", &base.to_string(), "--dir"])
             .arg(&dir)
             .args(words)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a shared log"))
             .stderr(log)

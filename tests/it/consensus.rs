@@ -143,6 +143,7 @@ impl Cluster {
             tls: None,
             clock: Clock::default(),
             on_apply: Arc::new(|_| {}),
+            trace: None,
         }
     }
 

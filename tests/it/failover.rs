@@ -7,6 +7,7 @@ use crate::cluster_harness::Cluster;
 use crate::failover_scenarios as scenarios;
 use std::path::Path;
 use std::time::Duration;
+use trilithon::ha::ReplayReport;
 
 /// Clusters are heavy: one at a time, also where tests run in parallel.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -79,4 +80,33 @@ async fn failover_works_with_a_witness_as_the_third() {
     let killed = scenarios::primary_datacenter_killed(&cluster, "killed").await;
     println!("with a witness: {killed:?}");
     assert!(killed.outage < Duration::from_secs(15), "{killed:?}");
+}
+
+/// What the nodes' core was asked and answered in a failover gives the same answers again; a line that somebody changed does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_is_repeated_by_the_core_from_its_traces() {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let traces = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start_in(program(), "traced", &[], &[("TRILITHON_TELEMETRY__CORE_TRACE", traces.path())]).await;
+    let killed = scenarios::primary_datacenter_killed(&cluster, "killed").await;
+    println!("with traces: {killed:?}");
+    drop(cluster);
+    let (code, report) = replay(traces.path());
+    println!("{report:?}");
+    assert_eq!((code, report.disagreements, report.dropped), (Some(0), 0, 0), "{:?}", report.shown);
+    assert!(report.applied > 20 && report.decided > 20 && report.stepped > 20, "{report:?}");
+
+    let election = "\"reason\":{\"most_advanced\"";
+    let files: Vec<_> = std::fs::read_dir(traces.path()).unwrap().map(|f| f.unwrap().path()).collect();
+    let file = files.iter().find(|f| std::fs::read_to_string(f).unwrap().contains(election)).expect("somebody decided the election");
+    let changed = std::fs::read_to_string(file).unwrap().replacen(election, "\"reason\":{\"loss_accepted\"", 1);
+    std::fs::write(file, changed).unwrap();
+    let (code, report) = replay(traces.path());
+    assert_eq!(code, Some(1), "{report:?}");
+    assert!(report.disagreements >= 1 && report.shown[0].contains("LossAccepted"), "{report:?}");
+}
+
+fn replay(traces: &Path) -> (Option<i32>, ReplayReport) {
+    let output = std::process::Command::new(program()).args(["replay", "--json"]).arg(traces).output().unwrap();
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
 }

@@ -10,10 +10,12 @@ mod bugs;
 mod cluster_harness;
 mod cluster_load;
 mod consensus;
+mod core_trace;
 mod decisions;
 mod failover;
 #[allow(dead_code)]
 mod failover_scenarios;
+mod models;
 mod ports;
 mod postgres_adoption;
 mod postgres_basic;

@@ -16,6 +16,9 @@ pub(super) struct Written<'a> {
     pub grpc: u16,
 }
 
+/// Folder of the core's traces, beside a datacenter's logs.
+pub const CORE_TRACE: &str = "core";
+
 type Sections = BTreeMap<String, BTreeMap<String, String>>;
 
 impl Written<'_> {
@@ -38,6 +41,9 @@ impl Written<'_> {
         set("api.tls", "cert", file(format!("{}.pem", site.name())));
         set("api.tls", "key", file(format!("{}.key", site.name())));
         set("telemetry", "format", quoted("text"));
+        if self.options.core_trace {
+            set("telemetry", "core_trace", quoted(&site.logs().join(CORE_TRACE).display().to_string()));
+        }
         if !witness {
             let parameters = POSTGRES_PARAMETERS.map(|(name, value)| format!("{name} = {}", quoted(value)));
             set("postgres", "parameters", format!("{{ {} }}", parameters.join(", ")));

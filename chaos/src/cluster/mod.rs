@@ -21,6 +21,7 @@ mod status;
 mod system;
 mod trilithon;
 
+pub use config::CORE_TRACE;
 pub use node::{End, Node};
 pub use peers::{Patroni, Profile};
 pub use process::output_within;

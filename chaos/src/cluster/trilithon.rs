@@ -24,6 +24,8 @@ pub struct Options {
     pub settings: BTreeMap<String, BTreeMap<String, String>>,
     /// Datacenter that only votes.
     pub witness: Option<String>,
+    /// Nodes write down what their core is asked and answers, beside their logs.
+    pub core_trace: bool,
     /// Environment of the node processes.
     pub environment: BTreeMap<String, String>,
 }

@@ -11,6 +11,7 @@
 //! Entry points: [`session::run`], [`mutants::run`].
 
 mod clients;
+mod core_trace;
 mod hunts;
 mod lists;
 mod logs;

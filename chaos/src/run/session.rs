@@ -10,7 +10,7 @@ use super::step::{Done, Stage};
 use super::verdicts::{self, Cause, Seen};
 use super::voice::Voice;
 use super::watch::Watch;
-use super::{clients, logs, versions};
+use super::{clients, core_trace, logs, versions};
 use crate::cluster::{Cluster, Tells};
 use crate::record::{At, Outcome, Record, RunClock, Verdict};
 use crate::workload::history::{Door, Fate, Histories};
@@ -87,6 +87,10 @@ fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record:
     let outcome = with_cluster(settings, world, &cluster, plan, pace, record, voice);
     record.notes.extend(logs::collect(world, Some(&cluster), &settings.out));
     cluster.kill();
+    if settings.core_trace && outcome.is_ok() {
+        voice.note(pace.clock, "asking the core again");
+        record.verdicts.push(core_trace::check(&settings.binary, &settings.out));
+    }
     outcome
 }
 

@@ -54,6 +54,8 @@ pub struct Settings {
     pub rate: f64,
     /// Somebody asks for switchovers all the time.
     pub administrator: bool,
+    /// Nodes write down what their core does.
+    pub core_trace: bool,
     pub stop_at_first: bool,
     /// A seeded bug is switched on: what does not come back soon is caught.
     pub hunting: bool,
@@ -132,6 +134,7 @@ impl Settings {
         for (section, key, literal) in &self.set {
             options.set(section, key, literal);
         }
+        options.core_trace = self.core_trace;
         options.environment = self.environment.iter().cloned().collect();
         options
     }

@@ -35,7 +35,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = LogStore::open(&dir.path().join("consensus"), Clock::default()).unwrap();
         let snapshots = SnapshotDir::new(&dir.path().join("consensus"));
-        let machine = StateMachine::new(snapshots, None, watch::Sender::default(), Arc::new(|_| {}));
+        let machine = StateMachine::new(snapshots, None, watch::Sender::default(), Arc::new(|_| {}), None);
         Ok((dir, store, machine))
     }
 }

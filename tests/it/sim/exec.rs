@@ -307,7 +307,13 @@ impl World {
 
     fn promote(&mut self, slot: Slot, epoch: Epoch, timeline: Timeline, rule: &SyncRule) -> bool {
         let detached = self.nodes[slot].pg.receiver.is_none() || self.core.leaves_receiver_running();
-        if !self.nodes[slot].pg.runs_as_standby() || !detached || self.unlucky(60) {
+        let able = self.nodes[slot].pg.runs_as_standby() && detached;
+        let unlucky = able && self.unlucky(60);
+        if unlucky {
+            // A promotion that fails for good explains the election after it, also where nothing else is wrong.
+            self.disturb();
+        }
+        if !able || unlucky {
             let agent = &mut self.nodes[slot].agent;
             agent.promote_failures += 1;
             if agent.promote_failures >= 2 {

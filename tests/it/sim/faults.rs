@@ -371,9 +371,7 @@ impl World {
     /// Would what is left hold every acknowledged write, and be able to elect and to agree?
     fn wipe_is_survivable(&self, slot: Slot) -> bool {
         let others = || self.nodes.iter().enumerate().filter(|(s, _)| *s != slot);
-        // A copy that is not yet consistent is none: it cannot even start without its source.
-        let usable = |n: &Node| n.pg.data.as_ref().is_some_and(|d| !n.pg.poisoned && self.wal.contains(d.tip, d.consistent_at));
-        let good = |n: &Node| usable(n) && n.pg.tip().is_some_and(|t| self.oracle.acked.is_none_or(|a| self.wal.contains(t, a)));
+        let good = |n: &Node| self.whole_copy(n).is_some_and(|t| self.oracle.acked.is_none_or(|a| self.wal.contains(t, a)));
         let whole = others().all(|(_, n)| n.powered && n.agent.up && n.agent.durable == self.raft.log.len());
         let left: BTreeSet<NodeId> = others().filter(|(_, n)| n.kind == MemberKind::Witness || good(n)).map(|(_, n)| n.id).collect();
         let known = self.nodes.iter().all(|n| self.raft.voters.contains(&n.id));

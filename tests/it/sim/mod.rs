@@ -5,10 +5,12 @@
 //!                       │                  └─ ha::decide on the leader ─► raft model ─► cluster::apply on every node
 //!                       └─ oracles look at every step (P1, P2, P3, INV-1 to INV-12), and after the heal at the whole
 //! ```
-//! `TRILITHON_SIM_HOURS=N` sets how much is simulated, `TRILITHON_SIM_SEED=N` replays one seed with its transcript.
+//! `TRILITHON_SIM_HOURS=N` sets how much is simulated, `TRILITHON_SIM_SEED=N` replays one seed with its transcript;
+//! a campaign of a million hours is in [`campaign`].
 
 pub mod admin;
 pub mod agent;
+pub mod campaign;
 pub mod client;
 pub mod config;
 pub mod core;

@@ -14,7 +14,7 @@
 //! | INV-10 | the last copy of an acknowledged write rewound or wiped |
 //! | cause | an election nobody's trouble explains |
 
-use super::node::{Slot, Time};
+use super::node::{Node, Slot, Time};
 use super::wal::Tip;
 use super::world::World;
 use std::collections::{BTreeMap, BTreeSet};
@@ -327,10 +327,16 @@ impl World {
     fn check_last_copy(&mut self, slot: Slot) {
         let Some(acked) = self.oracle.acked else { return };
         let holds = |tip: Option<Tip>| tip.is_some_and(|t| self.wal.contains(t, acked));
-        let elsewhere = self.nodes.iter().enumerate().any(|(s, n)| s != slot && !n.pg.poisoned && holds(n.pg.tip()));
+        let elsewhere = self.nodes.iter().enumerate().any(|(s, n)| s != slot && holds(self.whole_copy(n)));
         if holds(self.nodes[slot].pg.tip()) && !elsewhere {
             self.violate("INV-10", || format!("slot {slot} holds the only copy of acknowledged {acked:?}"));
         }
+    }
+
+    /// Where a copy ends that can be started by itself. Of one that is not consistent yet, the rest is only with its source.
+    pub fn whole_copy(&self, node: &Node) -> Option<Tip> {
+        let data = node.pg.data.as_ref().filter(|d| !node.pg.poisoned && self.wal.contains(d.tip, d.consistent_at));
+        data.map(|d| d.tip)
     }
 
     pub fn check_promise(&mut self, slot: Slot) {

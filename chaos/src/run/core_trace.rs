@@ -1,0 +1,92 @@
+//! Checker core-trace: what the nodes' core was asked and answered in the run is asked again, by the program itself (`trilithon replay`).
+//!
+//! The harness knows nothing of the core. It only sees to it that the traces are there, and that none lacks an entry before it believes them.
+
+use crate::cluster::{CORE_TRACE, output_within};
+use crate::record::{Outcome, Verdict};
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Half an hour of three nodes is asked again in less than a minute.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What `trilithon replay --json` says.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Report {
+    applied: u64,
+    decided: u64,
+    stepped: u64,
+    dropped: u64,
+    unchecked: u64,
+    disagreements: u64,
+    shown: Vec<String>,
+}
+
+/// Judge the traces among the logs that were kept in `dir`.
+pub fn check(binary: &Path, dir: &Path) -> Verdict {
+    let folders: Vec<PathBuf> = std::fs::read_dir(dir.join("logs"))
+        .map(|sites| sites.filter_map(|site| Some(site.ok()?.path().join(CORE_TRACE))).filter(|f| f.is_dir()).collect())
+        .unwrap_or_default();
+    match ask(binary, &folders) {
+        Ok(report) => judge(&report),
+        Err(error) => {
+            let summary = format!("the traces could not be asked again: {error:#}");
+            Verdict { checker: "core-trace".to_owned(), outcome: Outcome::Inconclusive, summary, ..Verdict::default() }
+        }
+    }
+}
+
+fn ask(binary: &Path, folders: &[PathBuf]) -> Result<Report> {
+    let mut command = Command::new(binary);
+    command.args(["replay", "--json"]).args(folders);
+    let output = output_within(command, LIMIT)?;
+    let errors = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    serde_json::from_slice(&output.stdout).with_context(|| format!("`trilithon replay` says: {errors}"))
+}
+
+fn judge(report: &Report) -> Verdict {
+    let Report { applied, decided, stepped, dropped, unchecked, disagreements, shown } = report;
+    let least = (*applied).min(*decided).min(*stepped);
+    let outcome = match (disagreements, dropped, least) {
+        (1.., _, _) => Outcome::Failed,
+        (0, 1.., _) | (0, 0, 0) => Outcome::Inconclusive,
+        (0, 0, 1..) => Outcome::Passed,
+    };
+    let counts = [
+        ("applied", applied),
+        ("decided", decided),
+        ("stepped", stepped),
+        ("dropped", dropped),
+        ("unchecked", unchecked),
+        ("disagreements", disagreements),
+    ];
+    Verdict {
+        checker: "core-trace".to_owned(),
+        outcome,
+        summary: format!(
+            "{applied} commands, {decided} decisions and {stepped} steps of the live core asked again: {disagreements} answers differ, \
+             {dropped} entries were not written"
+        ),
+        counts: counts.into_iter().map(|(name, count)| (name.to_owned(), *count)).collect(),
+        witness: shown.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_with_holes_concludes_nothing_and_one_answer_that_differs_fails() {
+        let whole = Report { applied: 9, decided: 5, stepped: 7, ..Report::default() };
+        assert_eq!(judge(&whole).outcome, Outcome::Passed);
+        assert_eq!(judge(&Report { dropped: 1, ..whole.clone() }).outcome, Outcome::Inconclusive);
+        assert_eq!(judge(&Report { stepped: 0, ..whole.clone() }).outcome, Outcome::Inconclusive);
+        let differs = Report { disagreements: 1, dropped: 1, shown: vec!["line 3".to_owned()], ..whole };
+        assert_eq!((judge(&differs).outcome, judge(&differs).witness.len()), (Outcome::Failed, 1));
+    }
+}
