@@ -65,11 +65,10 @@ impl Controller {
             let state = states.borrow_and_update().clone();
             let mut view = self.view.view(self.clock.now());
             mistakes::view(&state, &mut view);
-            let decision = decide(&state, &view);
+            let decision = mistakes::decision(&state, &view, decide(&state, &view));
             if let Some(trace) = &self.trace {
                 trace.record(Entry::Decided { on: state.clone(), view: view.clone(), decision: decision.clone() });
             }
-            let decision = mistakes::decision(&state, &view, decision);
             self.explain(&state, &decision);
             let acted = decision.command.is_some();
             if acted {

@@ -102,11 +102,10 @@ impl Loop {
             }
             self.hurry(&state, now.since(view.phase_since));
             let local = self.observe(&state, upstream.clone()).await;
-            let step = converge(&state, &local);
+            let step = mistakes::step(&state, &local, &view, converge(&state, &local));
             if let Some(trace) = &self.agent.trace {
                 trace.record(Entry::Stepped { on: state.clone(), local: local.clone(), step: step.clone() });
             }
-            let step = mistakes::step(&state, &local, &view, step);
             self.tell(&state, &local, &step.reason);
             self.explain(&state, &step.reason);
             self.abort_if_overtaken(&state, step.action.as_ref());

@@ -83,16 +83,16 @@ impl StateMachine {
 
     /// Apply one command. Recorded before it is published: whoever decides on the new state comes later in the trace.
     fn change(&mut self, mut proposal: Proposal) -> Outcome {
+        let asked = self.trace.is_some().then(|| (self.state.clone(), proposal.clone()));
         if bug::is(Bug::NoCompareAndSet) {
             proposal.expect = proposal.expect.map(|_| self.state.revision);
         }
-        let before = self.trace.is_some().then(|| self.state.clone());
         let outcome = cluster::apply(Arc::make_mut(&mut self.state), &proposal);
-        if let (Some(trace), Some(before)) = (&self.trace, before) {
-            trace.record(Entry::Applied { before, proposal, outcome: outcome.clone(), after: self.state.clone() });
-        }
         if bug::is(Bug::RequestAppliedTwice) {
             Arc::make_mut(&mut self.state).requests.clear();
+        }
+        if let (Some(trace), Some((before, proposal))) = (&self.trace, asked) {
+            trace.record(Entry::Applied { before, proposal, outcome: outcome.clone(), after: self.state.clone() });
         }
         self.publish();
         outcome

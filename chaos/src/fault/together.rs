@@ -118,9 +118,9 @@ fn lose_power<'a>(i: &mut Injected<'a>, targets: &[Target<'a>]) -> Result<()> {
     lose_power_and_return(i, targets, &[])
 }
 
-/// Within 50 ms; with `pauses`, the healing waits so long before each return.
+/// Within a quarter of a second, before anybody could be elected; with `pauses`, the healing waits so long before each return.
 fn lose_power_and_return<'a>(i: &mut Injected<'a>, targets: &[Target<'a>], pauses: &[Duration]) -> Result<()> {
-    const ALL_WITHIN: Duration = Duration::from_millis(50);
+    const ALL_WITHIN: Duration = Duration::from_millis(250);
     for (at, target) in targets.iter().copied().enumerate() {
         let pause = pauses.get(at).copied().unwrap_or_default();
         i.undo(format!("power for {}", target.name()), move || {
