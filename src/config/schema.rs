@@ -150,7 +150,7 @@ pub(super) const KEYS: &[Key] = &[
         "telemetry",
         "core_trace",
         "\"/var/log/trilithon/core\"",
-        "Folder for every input and answer of the core, which `trilithon replay` checks. It grows without end. Default: none.",
+        "Folder for every input and answer of the core, which `trilithon replay` checks; up to 4 GiB for each start. Default: none.",
     ),
     key("telemetry", "level", "\"info\"", "error, warn, info, debug, trace, or a filter like \"info,trilithon::proxy=debug\"."),
 ];
