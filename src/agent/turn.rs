@@ -7,13 +7,13 @@ use super::mistakes;
 use super::observe::{self, Own};
 use super::upkeep::Upkeep;
 use super::{LeaseCell, Promise, PromiseError, ViewSource};
-use crate::cluster::{ClusterState, Phase};
+use crate::cluster::{ClusterState, Lease, Phase};
 use crate::consensus::Handle;
 use crate::ha::{Entry, LocalState, NodeObservation, StepReason, Upstream, converge};
 use crate::postgres::{Instance, Postmaster};
 use crate::telemetry::{Clock, Recorder};
 use crate::types::{Epoch, NodeId, Revision};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -57,8 +57,8 @@ pub struct Agent {
     pub observation: watch::Sender<NodeObservation>,
     /// What this node's proxy acts on; see [`Obeyed`].
     pub proxy: watch::Receiver<Obeyed>,
-    /// Peers that refuse connections, as this node sees it.
-    pub refused: watch::Receiver<BTreeSet<NodeId>>,
+    /// Peers that refuse connections, as this node sees it, and the lease before it asked.
+    pub refusals: watch::Receiver<BTreeMap<NodeId, Lease>>,
     /// This node stops soon.
     pub leaving: watch::Receiver<bool>,
     pub requests: mpsc::Receiver<Requests>,
@@ -162,7 +162,7 @@ impl Loop {
             drain_committed: self.flight.as_ref().is_some_and(|f| f.committed.load(Ordering::Acquire)),
             leaving: *self.agent.leaving.borrow(),
             proxy_in_flight: proxy.map_or(0, |(_, in_flight)| in_flight),
-            refused: self.agent.refused.borrow().clone(),
+            refusals: self.agent.refusals.borrow().clone(),
             doubtful: observe::doubtful(s, self.agent.me, &local.postgres, &self.memory),
             ..NodeObservation::default()
         };
@@ -213,7 +213,7 @@ struct Wake {
     lease: watch::Receiver<u64>,
     exits: watch::Receiver<Postmaster>,
     proxy: watch::Receiver<Obeyed>,
-    refused: watch::Receiver<BTreeSet<NodeId>>,
+    refusals: watch::Receiver<BTreeMap<NodeId, Lease>>,
     leaving: watch::Receiver<bool>,
 }
 
@@ -226,7 +226,7 @@ impl Wake {
             lease: agent.lease.subscribe(),
             exits: agent.postgres.postmaster(),
             proxy: agent.proxy.clone(),
-            refused: agent.refused.clone(),
+            refusals: agent.refusals.clone(),
             leaving: agent.leaving.clone(),
         }
     }
@@ -242,7 +242,7 @@ impl Wake {
                 _ = self.lease.changed() => return,
                 _ = self.exits.changed() => return,
                 _ = self.proxy.changed() => return,
-                _ = self.refused.changed() => return,
+                _ = self.refusals.changed() => return,
                 _ = self.leaving.changed() => return,
                 // Of the peers' news only the primary's own story concerns this node's next step.
                 _ = self.observed.changed() => {

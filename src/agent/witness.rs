@@ -1,11 +1,12 @@
 //! The agent of a member without Postgres: it has no step to take, it only says that it lives and whom it misses.
 
 use super::{Obeyed, ViewSource};
+use crate::cluster::Lease;
 use crate::consensus::Handle;
 use crate::ha::{NodeObservation, StepReason};
 use crate::telemetry::Clock;
 use crate::types::NodeId;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -21,7 +22,7 @@ pub struct Witness {
     pub view: Arc<ViewSource>,
     pub observation: watch::Sender<NodeObservation>,
     pub proxy: watch::Receiver<Obeyed>,
-    pub refused: watch::Receiver<BTreeSet<NodeId>>,
+    pub refusals: watch::Receiver<BTreeMap<NodeId, Lease>>,
     pub leaving: watch::Receiver<bool>,
     pub stop: CancellationToken,
 }
@@ -38,7 +39,7 @@ impl Witness {
                 promised: state.epoch,
                 revision: proxy.map_or(state.revision, |(obeyed, _)| obeyed.min(state.revision)),
                 proxy_in_flight: proxy.map_or(0, |(_, in_flight)| in_flight),
-                refused: self.refused.borrow_and_update().clone(),
+                refusals: self.refusals.borrow_and_update().clone(),
                 leaving: *self.leaving.borrow(),
                 step: StepReason::Witness.to_string(),
                 software_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -50,7 +51,7 @@ impl Witness {
                 () = tokio::time::sleep(TICK) => {}
                 _ = states.changed() => {}
                 _ = self.proxy.changed() => {}
-                _ = self.refused.changed() => {}
+                _ = self.refusals.changed() => {}
                 () = self.stop.cancelled() => {}
             }
         }

@@ -21,7 +21,8 @@ pub(super) fn lease_expired(s: &ClusterState, v: &View) -> bool {
     v.now.since(v.lease_seen) >= s.lease_wait()
 }
 
-/// Its process and its postmaster refuse connections from every member that we hear. A firewall that refuses in their place looks the same:
+/// Its process and its postmaster refuse connections from every member that we hear, and have done so since it last renewed the lease that
+/// is to be cut short: one that refused earlier may have come back and taken it. A firewall that refuses in their place looks the same:
 /// then the old primary serves reads until its lease ends, but acknowledges no write, because its sealed standbys confirm none. So where a
 /// rule asks for no confirmation, or where people say that there is such a firewall, refusals prove nothing (INV-9).
 pub(super) fn proven_dead(s: &ClusterState, v: &View, node: NodeId) -> bool {
@@ -29,7 +30,7 @@ pub(super) fn proven_dead(s: &ClusterState, v: &View, node: NodeId) -> bool {
         return false;
     }
     let mut observers = s.members.keys().filter(|n| **n != node).filter_map(|n| v.fresh(*n, max_age(s))).peekable();
-    observers.peek().is_some() && observers.all(|o| o.refused.contains(&node))
+    observers.peek().is_some() && observers.all(|o| o.refusals.get(&node) == Some(&s.lease))
 }
 
 /// Seals of this epoch. Only data members with a known end of WAL.

@@ -1,9 +1,9 @@
 //! Volatile facts: what each node last said about itself. Streamed between nodes, never replicated.
 
-use crate::cluster::SyncRule;
+use crate::cluster::{Lease, SyncRule};
 use crate::types::{Epoch, Lsn, Millis, NodeId, RequestId, Revision, SystemId, Timeline, WalPosition};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// "I follow no epoch older than `epoch`, no WAL receiver of mine runs, and my WAL ends at `end`."
@@ -108,8 +108,9 @@ pub struct NodeObservation {
     pub adopt_existing: bool,
     /// Its own next step, in words, for `status`.
     pub step: String,
-    /// Peers whose process and postmaster both refuse connections, as this node sees it.
-    pub refused: BTreeSet<NodeId>,
+    /// Peers whose process and postmaster both refused connections when this node last asked, and the lease that it knew before it asked:
+    /// of a later one, taken by a peer that has come back since, a refusal proves nothing (INV-9).
+    pub refusals: BTreeMap<NodeId, Lease>,
     pub software_version: String,
     /// A standby with WAL that it wrote itself as primary and that its rule is not known to have confirmed: a read there may show what an
     /// election takes away.

@@ -13,7 +13,7 @@ use crate::postgres::Instance;
 use crate::telemetry::{Clock, Metrics, Recorder};
 use crate::types::NodeId;
 use anyhow::Context as _;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -130,7 +130,7 @@ impl Node {
     pub async fn join(&mut self, me: NodeId) -> anyhow::Result<()> {
         let Some(Pending { local, proxy, view, decision, observation, requests, trace }) = self.pending.take() else { return Ok(()) };
         self.own_plain("observations", feeds::observations(me, self.handle.clone(), view.clone()));
-        let (refused, suspected) = watch::channel(BTreeSet::new());
+        let (refused, refusals) = watch::channel(BTreeMap::new());
         self.own_plain("suspects", feeds::suspects(self.handle.clone(), view.clone(), refused));
         let (topology, routed) = watch::channel(Arc::new(Topology::default()));
         self.own_plain("topology", feeds::topology(self.handle.clone(), view.clone(), self.clock, topology));
@@ -160,7 +160,7 @@ impl Node {
                     view,
                     observation,
                     proxy: obeyed,
-                    refused: suspected,
+                    refusals,
                     leaving,
                     requests,
                     adopt_existing,
@@ -170,7 +170,7 @@ impl Node {
                 self.own("agent", agent.run());
             }
             Local::Witness => {
-                let witness = Witness { me, clock, consensus, view, observation, proxy: obeyed, refused: suspected, leaving, stop };
+                let witness = Witness { me, clock, consensus, view, observation, proxy: obeyed, refusals, leaving, stop };
                 self.own_plain("agent", witness.run());
             }
         }

@@ -1,7 +1,7 @@
 //! What flows between the parts: observations to whoever decides, the topology to the proxy, suspects to the prober.
 
 use crate::agent::{ViewSource, refusing};
-use crate::cluster::{ClusterState, MemberKind, Topology};
+use crate::cluster::{ClusterState, Lease, MemberKind, Topology};
 use crate::consensus::{Failure, Handle};
 use crate::ha::{PostgresState, Role, View};
 use crate::telemetry::Clock;
@@ -81,11 +81,14 @@ fn readable(state: &ClusterState, view: &View) -> BTreeMap<NodeId, Option<u64>> 
 }
 
 /// Peers whose process refuses: do their Postgres refuse too?
-pub async fn suspects(consensus: Handle, view: Arc<ViewSource>, told: watch::Sender<BTreeSet<NodeId>>) {
+pub async fn suspects(consensus: Handle, view: Arc<ViewSource>, told: watch::Sender<BTreeMap<NodeId, Lease>>) {
     let mut reach = consensus.reach();
     loop {
+        // Read before anybody is asked (INV-9).
+        let lease = consensus.state().borrow().lease;
         let suspects = refused_by_process(&consensus, &reach);
         let dead = if suspects.is_empty() { BTreeSet::new() } else { refusing(&suspects).await };
+        let dead: BTreeMap<NodeId, Lease> = dead.into_iter().map(|node| (node, lease)).collect();
         let changed = told.send_if_modified(|known| {
             let changed = *known != dead;
             *known = dead;

@@ -68,6 +68,32 @@ fn among_equals_the_candidate_that_failed_just_now_comes_last() {
     assert_eq!(winner(&s), Some(ONE), "a settled election is no failure");
 }
 
+/// Steady, with everybody heard but n1, which n2 and n3 found refusing when they knew these leases.
+fn refused(s: &ClusterState, known: [Lease; 2]) -> Option<ElectionCause> {
+    let mut view = all_sealed();
+    view.lease_seen = view.now;
+    view.observations.remove(&ONE);
+    for (node, lease) in [TWO, NodeId(3)].into_iter().zip(known) {
+        view.observations.get_mut(&node).expect("heard").observation.refusals = [(ONE, lease)].into();
+    }
+    match decide(s, &view).command {
+        Some(Command::BeginElection { cause, .. }) => Some(cause),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_refusal_from_before_the_newest_renewal_proves_no_death() {
+    let mut s = cluster(Phase::Steady { primary: ONE });
+    let lease = Lease { holder: Some(ONE), epoch: Epoch(3), seq: 7 };
+    s.lease = lease;
+    assert_eq!(refused(&s, [lease, lease]), Some(ElectionCause::ProvenDead));
+    let renewed_since = Lease { seq: 6, ..lease };
+    assert_eq!(refused(&s, [lease, renewed_since]), None, "INV-9: it lived when the lease was renewed");
+    let of_the_epoch_before = Lease { epoch: Epoch(2), ..lease };
+    assert_eq!(refused(&s, [of_the_epoch_before; 2]), None, "INV-9: it came back and was elected again");
+}
+
 #[test]
 fn an_elected_candidate_whose_start_never_ends_gives_the_lease_back() {
     let mut s = cluster(Phase::Promoting { candidate: ONE });

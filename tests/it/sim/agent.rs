@@ -109,12 +109,13 @@ impl World {
 
     /// A killed process and a killed postmaster refuse connections; a machine without power or a cut link is only silent.
     fn look_for_the_dead(&mut self, slot: Slot) {
-        let refused = (0..self.nodes.len())
+        let lease = self.nodes[slot].agent.state.lease;
+        let refusals = (0..self.nodes.len())
             .filter(|o| *o != slot && self.nodes[*o].powered && !self.nodes[*o].agent.up && !self.nodes[*o].pg.is_up())
             .filter(|o| self.net.both(Plane::Peer, slot, *o) && self.net.both(Plane::Postgres, slot, *o))
-            .map(|o| self.nodes[o].id)
+            .map(|o| (self.nodes[o].id, lease))
             .collect();
-        self.nodes[slot].agent.refused = refused;
+        self.nodes[slot].agent.refusals = refusals;
     }
 
     pub fn step(&mut self, slot: Slot) {
@@ -299,7 +300,7 @@ impl World {
             settled: local.settled,
             prepared: local.prepared,
             drain_committed: agent.drain_committed == Some(agent.state.epoch),
-            refused: agent.refused.clone(),
+            refusals: agent.refusals.clone(),
             postgres: local.postgres,
             ..NodeObservation::default()
         };

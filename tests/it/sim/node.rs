@@ -1,8 +1,8 @@
 //! One datacenter: the machine, the agent's process with its memory and disk, and Postgres.
 
 use super::wal::Tip;
-use std::collections::{BTreeSet, VecDeque};
-use trilithon::cluster::{ClusterState, MemberKind, SyncRule};
+use std::collections::{BTreeMap, VecDeque};
+use trilithon::cluster::{ClusterState, Lease, MemberKind, SyncRule};
 use trilithon::ha::{Action, HolderLease, LeaseWatch, NodeObservation, Reason, StepReason, View};
 use trilithon::types::{Epoch, Millis, NodeId, RequestId, SystemId};
 
@@ -144,7 +144,7 @@ pub struct Agent {
     pub retry_at: Time,
     pub last_role: Option<trilithon::ha::Role>,
     pub last_sent: NodeObservation,
-    pub refused: BTreeSet<NodeId>,
+    pub refusals: BTreeMap<NodeId, Lease>,
     pub deciding: Option<(u64, Time)>,
     pub leads: bool,
     pub last_step: Option<StepReason>,
@@ -271,7 +271,7 @@ impl Agent {
             retry_at: 0,
             last_role: None,
             last_sent: NodeObservation::default(),
-            refused: BTreeSet::new(),
+            refusals: BTreeMap::new(),
             deciding: None,
             leads: false,
             last_step: None,
