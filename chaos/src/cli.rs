@@ -27,7 +27,7 @@ pub struct Cli {
 pub enum Verb {
     /// Run faults against a cluster: the fixed list, or what a seed decides.
     #[command(
-        after_help = "Example:\n  chaos run                              the fixed list, about ten minutes\n  chaos run --short                      its short form\n  chaos run --minutes 30 --seed 7        what the seed decides\n  chaos run --fault freeze-datacenter    one fault in all its phases"
+        after_help = "Example:\n  chaos run                              the fixed list, about ten minutes\n  chaos run --short                      its short form\n  chaos run --minutes 30 --seed 7        what the seed decides\n  chaos run --fault freeze-datacenter    one fault in all its phases\n  chaos run --calm --minutes 120 --preset far    nothing is broken, and nothing may happen"
     )]
     Run(RunArgs),
     /// Run again what a seed decided; a failed run prints the whole command.
@@ -159,6 +159,12 @@ pub struct WhatArgs {
     /// Always two to four at once.
     #[arg(long, group = "at_once")]
     pub swarm: bool,
+    /// No fault at all: no change of primary may happen.
+    #[arg(long, group = "at_once", conflicts_with_all = ["faults", "short", "standard", "compared"])]
+    pub calm: bool,
+    /// Every fault holds so many seconds. Default: what is usual for it, as the seed decides.
+    #[arg(long, value_name = "S")]
+    pub hold: Option<f64>,
     /// Leave out the plan's first steps.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub skip: usize,
@@ -303,6 +309,7 @@ pub fn settings(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<S
     let minutes = what.minutes.or((!matches!(mode, Mode::List(_)) && what.steps.is_none()).then_some(DEFAULT_MINUTES));
     let seed = seed.unwrap_or(LIST_SEED);
     let minutes = minutes.map(|m| Duration::try_from_secs_f64(m * 60.0)).transpose().context("--minutes wants a positive number")?;
+    let hold = what.hold.map(Duration::try_from_secs_f64).transpose().context("--hold wants a positive number of seconds")?;
     let set = what.set.iter().map(|text| assignment(text)).collect::<Result<_>>()?;
     Ok(Settings {
         system: what.system.which(),
@@ -312,6 +319,7 @@ pub fn settings(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<S
         seed,
         mode,
         minutes,
+        hold,
         skip: what.skip,
         steps: what.steps,
         preset: what.preset.preset(),
@@ -338,6 +346,7 @@ fn mode(what: &WhatArgs, decided: bool) -> Result<Mode> {
         return Ok(Mode::List(what.faults.iter().map(|text| fault(text)).collect::<Result<_>>()?));
     }
     Ok(match (what.short, what.singles, what.pairs, what.swarm) {
+        _ if what.calm => Mode::Calm,
         _ if what.compared => compared(),
         _ if what.standard => listed(STANDARD),
         (true, ..) => listed(SHORT),
@@ -377,7 +386,7 @@ fn words(what: &WhatArgs, decided: bool) -> Vec<String> {
         say("--minutes", Some(minutes.to_string()));
     }
     what.faults.iter().for_each(|fault| say("--fault", Some(fault.clone())));
-    let chosen = what.compared || what.short || what.singles || what.pairs || what.swarm || !what.faults.is_empty();
+    let chosen = what.compared || what.short || what.singles || what.pairs || what.swarm || what.calm || !what.faults.is_empty();
     if what.standard || (!decided && !chosen) {
         say("--standard", None);
     }
@@ -387,6 +396,7 @@ fn words(what: &WhatArgs, decided: bool) -> Vec<String> {
         ("--singles", what.singles),
         ("--pairs", what.pairs),
         ("--swarm", what.swarm),
+        ("--calm", what.calm),
         ("--no-disks", what.no_disks),
         ("--no-clocks", what.no_clocks),
         ("--witness", what.witness),
@@ -401,6 +411,9 @@ fn words(what: &WhatArgs, decided: bool) -> Vec<String> {
     }
     if let Some(steps) = what.steps {
         say("--steps", Some(steps.to_string()));
+    }
+    if let Some(hold) = what.hold {
+        say("--hold", Some(hold.to_string()));
     }
     if what.preset != Lines::default() {
         say("--preset", Some(what.preset.word().to_owned()));
@@ -437,6 +450,8 @@ mod tests {
             &["run", "--minutes", "5", "--seed", "1"][..],
             &["run"],
             &["run", "--short"],
+            &["run", "--fault", "kill-node", "--hold", "2.5"],
+            &["run", "--calm", "--minutes", "120", "--preset", "far"],
             &["run", "--compared", "--system", "patroni-tuned"],
             &["run", "--seed", "9", "--swarm", "--steps", "3", "--preset", "far", "--no-disks"],
             &["run", "--seed", "3", "--minutes", "2", "--core-trace", "--set", "ha.lease_ttl=\"5s\""],
@@ -446,6 +461,7 @@ mod tests {
             let again: Vec<&str> = command.split(' ').skip(1).collect();
             let second = run(&again).unwrap();
             assert_eq!((first.mode, first.minutes, first.set), (second.mode, second.minutes, second.set), "{command}");
+            assert_eq!(first.hold, second.hold);
             assert_eq!((first.seed, first.steps, first.disks, first.preset), (second.seed, second.steps, second.disks, second.preset));
             assert_eq!(first.system, second.system);
             assert_eq!(first.core_trace, second.core_trace);

@@ -25,6 +25,8 @@ pub enum Mode {
     Pairs,
     /// Two to four at once, always.
     Swarm,
+    /// None at all: whatever happens then, happens without a cause.
+    Calm,
     /// These, in this order, once.
     List(Vec<Listed>),
 }
@@ -90,7 +92,7 @@ impl Step {
     }
 }
 
-/// Steps without an end, but for [`Mode::List`].
+/// Steps without an end, but for [`Mode::List`]; none for [`Mode::Calm`].
 pub struct Plan {
     rng: SplitMix,
     mode: Mode,
@@ -115,7 +117,7 @@ impl Plan {
             left_out.extend(why.map(|why| format!("left out: {} at {}: {why}", fault.name, phase.word())));
             why.is_none()
         });
-        if cards.is_empty() {
+        if cards.is_empty() && mode != Mode::Calm {
             bail!("no fault is left to inject: see `chaos list` for what each needs");
         }
         Ok(Plan { rng: SplitMix(seed), mode, cards, deck: Vec::new(), left_out, number: 0 })
@@ -145,7 +147,7 @@ impl Plan {
 
     fn at_once(&mut self) -> u64 {
         match &self.mode {
-            Mode::Singles | Mode::List(_) => 1,
+            Mode::Singles | Mode::Calm | Mode::List(_) => 1,
             Mode::Pairs => 2,
             Mode::Swarm => 2 + self.rng.below(3),
             Mode::Mixed if self.number.is_multiple_of(SWARM_EVERY) => 2 + self.rng.below(3),
@@ -178,6 +180,7 @@ impl Iterator for Plan {
     fn next(&mut self) -> Option<Step> {
         self.number += 1;
         let (first, phase, held) = match &self.mode {
+            Mode::Calm => return None,
             Mode::List(_) => *self.cards.get(usize::try_from(self.number - 1).ok()?)?,
             _ => self.deal(),
         };

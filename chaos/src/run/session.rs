@@ -4,7 +4,7 @@
 //! came. A run that was interrupted has no verdicts, so that nobody can take it for a pass.
 
 use super::pace::{Interrupted, Pace};
-use super::plan::Plan;
+use super::plan::{Mode, Plan};
 use super::settings::Settings;
 use super::step::{Done, Stage};
 use super::verdicts::{self, Cause, Seen};
@@ -119,6 +119,7 @@ fn with_cluster(
         ends: RefCell::default(),
     };
     voice.begin(pace.now().after(settings.expected()));
+    let calm_from = pace.now().after(WARM_UP);
     let mut steps: Vec<Done> = Vec::new();
     let stepped = make_steps(settings, &stage, plan, &mut steps);
     // Also an interrupted run shows what it saw.
@@ -132,7 +133,8 @@ fn with_cluster(
     let routed = histories.writes().filter(|a| a.fate == Fate::Done && a.origin.door != Door::Direct);
     let mut acknowledged: Vec<At> = routed.map(|a| a.to).collect();
     acknowledged.sort_unstable();
-    let seen = Seen { acknowledged: &acknowledged, reigns: &reigns, turns: &turns, end: pace.now() };
+    let end_of_run = pace.now();
+    let seen = Seen { acknowledged: &acknowledged, reigns: &reigns, turns: &turns, end: end_of_run };
     steps.iter_mut().for_each(|done| verdicts::measure(done, &seen));
     record.primaries = reigns;
     record.samples = histories.samples.clone();
@@ -151,9 +153,13 @@ fn with_cluster(
     if record.verdicts.iter().any(|v| v.outcome == Outcome::Failed) {
         record.notes.extend(keep(&histories, &settings.out).err().map(|e| format!("{e:#}")));
     }
-    record.verdicts.push(verdicts::availability(&steps, fault::catalogue()));
     record.verdicts.push(verdicts::causes(&record.primaries, &all_causes(&steps, &histories, pace.now())));
-    record.verdicts.push(verdicts::enough(acknowledged.len() as u64, record.faults.len()));
+    if settings.mode == Mode::Calm {
+        record.verdicts.push(verdicts::calm(&acknowledged, calm_from, end_of_run));
+    } else {
+        record.verdicts.push(verdicts::availability(&steps, fault::catalogue()));
+        record.verdicts.push(verdicts::enough(acknowledged.len() as u64, record.faults.len()));
+    }
     pace.check()
 }
 
@@ -161,8 +167,12 @@ fn make_steps(settings: &Settings, stage: &Stage<'_>, plan: Plan, steps: &mut Ve
     stage.rest(WARM_UP)?;
     let from = stage.pace.now();
     let until = settings.minutes.map(|minutes| from.after(minutes));
+    if settings.mode == Mode::Calm {
+        return stage.rest(settings.minutes.unwrap_or_default());
+    }
     let chosen = plan.skip(settings.skip).take(settings.steps.unwrap_or(usize::MAX));
-    for step in chosen {
+    for mut step in chosen {
+        step.hold = settings.hold.unwrap_or(step.hold);
         if until.is_some_and(|until| stage.pace.now() >= until) {
             break;
         }

@@ -31,6 +31,8 @@ pub struct Settings {
     pub mode: Mode,
     /// No step begins after it; `None`: as long as the plan has steps.
     pub minutes: Option<Duration>,
+    /// How long every fault holds; `None`: as the plan says.
+    pub hold: Option<Duration>,
     /// Steps of the plan that are left out at its beginning.
     pub skip: usize,
     pub steps: Option<usize>,
@@ -94,7 +96,10 @@ impl Settings {
         /// From the heal until all stream, as a rule.
         const RETURN: Duration = Duration::from_secs(8);
         let steps = self.plan().into_iter().flat_map(|plan| plan.skip(self.skip).take(self.steps.unwrap_or(10_000)));
-        let total = steps.map(|step| step.hold + step.pause + RETURN).sum();
+        if self.mode == Mode::Calm {
+            return self.minutes.unwrap_or_default();
+        }
+        let total = steps.map(|step| self.hold.unwrap_or(step.hold) + step.pause + RETURN).sum();
         self.minutes.map_or(total, |minutes| minutes.min(total))
     }
 

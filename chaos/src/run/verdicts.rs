@@ -168,6 +168,25 @@ pub fn enough(acknowledged: u64, faults: usize) -> Verdict {
     }
 }
 
+/// Nothing was broken: was it written all the time? Longer gaps than the target after a fault are outages without a cause.
+pub fn calm(acknowledged: &[At], from: At, to: At) -> Verdict {
+    let gap = longest_gap(acknowledged, from, to).map_or(u64::MAX, millis);
+    let (count, seconds) = (acknowledged.len() as u64, to.since(from).as_secs());
+    let outcome = match (count >= seconds.max(WRITES_PER_FAULT_MIN), gap <= WRITABLE_TARGET_MS) {
+        (false, _) => Outcome::Inconclusive,
+        (true, true) => Outcome::Passed,
+        (true, false) => Outcome::Failed,
+    };
+    let witness = if outcome == Outcome::Failed { vec![format!("no write was acknowledged for {gap} ms")] } else { Vec::new() };
+    Verdict {
+        checker: "calm".to_owned(),
+        outcome,
+        summary: format!("{count} writes acknowledged in {seconds} s (one a second is wanted), the longest gap {gap} ms"),
+        counts: BTreeMap::from([("acknowledged".to_owned(), count), ("longest_gap_ms".to_owned(), gap)]),
+        witness,
+    }
+}
+
 fn percentile(values: &mut [u64], percent: usize) -> u64 {
     values.sort_unstable();
     let index = (values.len() * percent / 100).min(values.len().saturating_sub(1));
@@ -234,6 +253,16 @@ mod tests {
         let reigns = [reign("dc1", 1, 0, 9_000), reign("dc2", 2, 6_000, 20_000), reign("dc1", 1, 11_000, 12_000)];
         let verdict = causes(&reigns, &[Cause { from: at(5_000), to: at(7_000) }]);
         assert_eq!((verdict.outcome, verdict.counts["changes"]), (Outcome::Passed, 1));
+    }
+
+    #[test]
+    fn a_calm_run_fails_by_a_gap_and_says_nothing_where_nobody_wrote() {
+        let every = |ms: u64| (0..60_000 / ms).map(|i| at(i * ms)).collect::<Vec<_>>();
+        let outcome = |acknowledged: &[At]| calm(acknowledged, at(0), at(60_000)).outcome;
+        assert_eq!(outcome(&every(500)), Outcome::Passed);
+        assert_eq!(outcome(&every(6_000)), Outcome::Inconclusive);
+        let gap: Vec<At> = every(100).into_iter().filter(|a| !(at(20_000)..at(27_000)).contains(a)).collect();
+        assert_eq!(outcome(&gap), Outcome::Failed);
     }
 
     #[test]

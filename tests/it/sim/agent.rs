@@ -414,7 +414,7 @@ impl World {
         }
         let (newest, since) = self.oracle.newest;
         let writer = node.pg.tip().map(|t| self.wal.branch(t).writer);
-        let woken = self.now - node.agent.started.max(node.agent.thawed) > 1_500;
+        let woken = self.now - node.awake_since() > 1_500;
         if writer < Some(newest) && self.now - since > 1_000 && woken && !self.cfg.unseen_pauses {
             self.violate("INV-9", || format!("slot {slot} serves writes of an older epoch although one of epoch {newest} serves"));
             return;

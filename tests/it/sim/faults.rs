@@ -463,6 +463,9 @@ impl World {
             events.append(&mut node.agent.inbox);
         }
         if postgres {
+            if node.pg.frozen.is_some() {
+                node.pg.thawed = now;
+            }
             node.pg.frozen = None;
             events.append(&mut node.pg.inbox);
         }

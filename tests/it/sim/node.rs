@@ -75,6 +75,7 @@ pub struct Postgres {
     /// Counts starts: what belongs to an earlier one is void.
     pub inc: u32,
     pub frozen: Option<Time>,
+    pub thawed: Time,
     pub inbox: Vec<super::world::Event>,
     /// On a primary: end of WAL written, and how far commits are visible.
     pub insert: u64,
@@ -206,6 +207,7 @@ impl Node {
                 started: 0,
                 inc: 0,
                 frozen: None,
+                thawed: 0,
                 inbox: Vec::new(),
                 insert: 0,
                 visible: 0,
@@ -231,6 +233,11 @@ impl Node {
     /// Its own next step, in words.
     pub fn step_text(&self) -> String {
         self.agent.last_step.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// Since when have agent and Postgres both been awake? What either slept through, nobody could stop.
+    pub fn awake_since(&self) -> Time {
+        self.agent.started.max(self.agent.thawed).max(self.pg.thawed)
     }
 
     /// Does the agent's process make progress?

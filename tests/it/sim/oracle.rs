@@ -383,7 +383,7 @@ impl World {
         }
         let other = (0..self.nodes.len()).find(|o| {
             let n = &self.nodes[*o];
-            let awake = n.agent_runs() && n.pg_runs() && self.now - n.agent.thawed > 1_500 && self.now - n.agent.started > 1_500;
+            let awake = n.agent_runs() && n.pg_runs() && self.now - n.awake_since() > 1_500;
             *o != slot && awake && n.pg.runs_as_primary() && self.wal.branch(n.pg.tip().unwrap_or_default()).writer < epoch
         });
         if let Some(other) = other {
