@@ -66,8 +66,10 @@ pub enum Verb {
     /// Take down what a killed harness left.
     #[command(after_help = "Example:\n  chaos down")]
     Down,
-    /// Draw the report of a run again, from its record.
-    #[command(after_help = "Example:\n  chaos report target/chaos/7/record.json")]
+    /// Draw the report of a run again, from its record; or say what several runs add up to.
+    #[command(
+        after_help = "Example:\n  chaos report target/chaos/7/record.json\n  chaos report target/chaos/*/record.json > together.md"
+    )]
     Report(ReportArgs),
 }
 
@@ -287,8 +289,9 @@ pub struct UpArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct ReportArgs {
-    /// `record.json` of a run.
-    pub record: PathBuf,
+    /// `record.json` of a run; of several, their figures are added up and printed as Markdown.
+    #[arg(required = true, value_name = "RECORD")]
+    pub records: Vec<PathBuf>,
 }
 
 /// A folder below /var/tmp: everybody may walk there, Postgres's user too.

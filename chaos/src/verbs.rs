@@ -167,9 +167,13 @@ pub fn down() -> Result<ExitCode> {
 }
 
 pub fn report(args: &ReportArgs) -> Result<ExitCode> {
-    let record = report::read(&args.record)?;
-    let dir = args.record.parent().context("a record lies in a folder")?;
-    let written = report::write(dir, &record)?;
-    anstream::println!("{}\nreport  {}", report::summary(&record), written.html.display());
+    let records = args.records.iter().map(|file| report::read(file)).collect::<Result<Vec<Record>>>()?;
+    if let ([file], [record]) = (&args.records[..], &records[..]) {
+        let dir = file.parent().context("a record lies in a folder")?;
+        let written = report::write(dir, record)?;
+        anstream::println!("{}\nreport  {}", report::summary(record), written.html.display());
+    } else {
+        anstream::println!("{}", report::together(&records));
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -108,8 +108,9 @@ impl Loop {
             }
             Ok(Err(error)) => {
                 let count = self.memory.backoff.failed(&flight.action, self.agent.clock.now());
-                if count == 1 {
-                    tracing::warn!(action = ?flight.action, %error, "step failed, trying again");
+                // The reason may change while it goes on failing: told more and more seldom, never no more.
+                if count.is_power_of_two() {
+                    tracing::warn!(action = ?flight.action, %error, count, "step failed, trying again");
                 } else {
                     tracing::debug!(action = ?flight.action, %error, count, "step failed again");
                 }

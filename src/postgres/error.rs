@@ -51,8 +51,8 @@ pub enum Error {
     Io { what: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{tool} failed ({status}): {output}")]
     Tool { tool: &'static str, status: String, output: String },
-    #[error("PostgreSQL did not start: {log}")]
-    StartFailed { log: String },
+    #[error("PostgreSQL did not start ({ended}): {log}")]
+    StartFailed { ended: String, log: String },
     #[error("busy: {0:?}")]
     Busy(Activity),
     #[error("PostgreSQL is not running")]

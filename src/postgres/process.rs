@@ -57,11 +57,18 @@ pub(super) struct Supervisor {
     state: watch::Sender<Postmaster>,
     handle: Emergency,
     watcher: Mutex<JoinSet<()>>,
+    /// How the last one ended, in words; `None` while one runs, and of one that was adopted: it is not our child.
+    ended: Arc<Mutex<Option<String>>>,
 }
 
 impl Supervisor {
     pub fn new() -> Supervisor {
-        Supervisor { state: watch::Sender::new(Postmaster::Absent), handle: Emergency::default(), watcher: Mutex::new(JoinSet::new()) }
+        Supervisor {
+            state: watch::Sender::new(Postmaster::Absent),
+            handle: Emergency::default(),
+            watcher: Mutex::new(JoinSet::new()),
+            ended: Arc::default(),
+        }
     }
 
     pub fn subscribe(&self) -> watch::Receiver<Postmaster> {
@@ -70,6 +77,11 @@ impl Supervisor {
 
     pub fn emergency(&self) -> Emergency {
         self.handle.clone()
+    }
+
+    /// How the last postmaster ended, as in "exit status: 1" or "signal: 9 (SIGKILL)".
+    pub fn ended(&self) -> String {
+        lock(&self.ended).clone().unwrap_or_else(|| "its end was not seen".to_owned())
     }
 
     /// Pid of the running postmaster.
@@ -101,8 +113,10 @@ impl Supervisor {
         procfs::shield_from_oom_killer(pid);
         // The child is not reaped before `wait`, so its pid is still its own here.
         let fd = open_pidfd(pid)?;
+        *lock(&self.ended) = None;
+        let ended = Arc::clone(&self.ended);
         self.track(pid, fd, move |_| async move {
-            let _ = child.wait().await;
+            *lock(&ended) = child.wait().await.ok().map(|status| status.to_string());
         });
         Ok(pid)
     }

@@ -112,7 +112,7 @@ impl Instance {
         let log = blocking(move || process::log_tail(&layout)).await;
         match HOPELESS.iter().find(|words| log.contains(**words)) {
             Some(words) => Error::NeedsClone(format!("PostgreSQL does not start: {words}")),
-            None => Error::StartFailed { log },
+            None => Error::StartFailed { ended: self.supervisor.ended(), log },
         }
     }
 }

@@ -8,14 +8,9 @@
 
 use super::Least;
 use super::case::{Case, line};
-use crate::record::{At, Reign, Verdict};
-use crate::workload::final_state::Final;
-use crate::workload::history::{Attempt, Beat, Confirm, Fate, Histories, RoleSeen};
+use crate::record::{At, Verdict};
+use crate::workload::history::{Attempt, Beat, Confirm, Fate, Histories};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
-
-/// A node that was not heard of for so long does not reign in between.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
 
 /// Nobody acknowledges for an older reign after a newer one has, and each timeline has one writer.
 #[must_use]
@@ -83,42 +78,11 @@ fn one_writer_each(histories: &Histories, case: &mut Case) {
     }
 }
 
-/// Who was writable when, in the order of time. Epoch 0: `history` did not name the timeline.
-#[must_use]
-pub fn reigns(histories: &Histories, end: &Final) -> Vec<Reign> {
-    let changes = end.changes.iter().flatten();
-    let epochs: BTreeMap<u32, u64> = changes.filter_map(|change| Some((change.timeline?, change.epoch))).collect();
-    let mut by_node: BTreeMap<&str, Vec<&RoleSeen>> = BTreeMap::new();
-    for seen in &histories.roles {
-        by_node.entry(&seen.node).or_default().push(seen);
-    }
-    let mut reigns: Vec<Reign> = Vec::new();
-    for (node, mut seen) in by_node {
-        seen.sort_by_key(|role| role.at);
-        let mut open: Option<Reign> = None;
-        for role in seen {
-            let goes_on = open.as_ref().is_some_and(|r| Some(r.timeline) == role.writable_timeline && role.at.since(r.to) <= SILENCE_MAX);
-            if goes_on {
-                open.iter_mut().for_each(|reign| reign.to = role.at);
-                continue;
-            }
-            reigns.extend(open.take());
-            open = role.writable_timeline.map(|timeline| {
-                let epoch = epochs.get(&timeline).copied().unwrap_or(0);
-                Reign { node: node.to_owned(), epoch, timeline, from: role.at, to: role.at }
-            });
-        }
-        reigns.extend(open);
-    }
-    reigns.sort_by_key(|reign| (reign.from, reign.timeline));
-    reigns
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::check::made::{LEAST, add, assert_failed, assert_passed, attempt};
-    use crate::workload::final_state::PrimaryChange;
+    
     use crate::workload::history::Add;
 
     fn on(timeline: u32, id: i64, from: u64, to: u64) -> Add {
@@ -157,23 +121,5 @@ mod tests {
         let verdict = check(&Histories { beats, ..Histories::default() }, LEAST);
         assert_passed(&verdict);
         assert_eq!(verdict.counts["local_writes_of_a_deposed_primary"], 1);
-    }
-
-    #[test]
-    fn reigns_begin_and_end_with_what_was_seen() {
-        let seen = |node: &str, at: u64, writable_timeline| RoleSeen { node: node.into(), at: At(at * 1_000_000), writable_timeline };
-        let roles = vec![
-            seen("dc1", 0, Some(1)),
-            seen("dc2", 0, None),
-            seen("dc1", 1, Some(1)),
-            seen("dc1", 2, None),
-            seen("dc2", 2, Some(2)),
-            seen("dc2", 3, Some(2)),
-        ];
-        let change = PrimaryChange { epoch: 5, timeline: Some(2), ..PrimaryChange::default() };
-        let end = Final { changes: Some(vec![change]), ..Final::default() };
-        let reigns = reigns(&Histories { roles, ..Histories::default() }, &end);
-        let short: Vec<_> = reigns.iter().map(|r| (r.node.as_str(), r.epoch, r.timeline, r.from.0, r.to.0)).collect();
-        assert_eq!(short, vec![("dc1", 0, 1, 0, 1_000_000), ("dc2", 5, 2, 2_000_000, 3_000_000)]);
     }
 }

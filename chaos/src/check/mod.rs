@@ -15,7 +15,6 @@
 //!
 //! Deliberately absent: any look at the cluster, and "passed" where too little was seen.
 
-#![expect(dead_code, reason = "used once `run` joins the parts")]
 
 pub mod administrator;
 pub mod bank;
@@ -33,7 +32,7 @@ pub mod wgl;
 #[cfg(test)]
 mod made;
 
-use crate::record::{Reign, Verdict};
+use crate::record::Verdict;
 use crate::workload::final_state::Final;
 use crate::workload::history::{Histories, Level};
 
@@ -71,10 +70,4 @@ pub fn all(histories: &Histories, end: &Final, least: Least) -> Vec<Verdict> {
     }
     verdicts.extend([copies::copies(end), copies::amcheck(end), copies::checksums(end)]);
     verdicts
-}
-
-/// Who was primary when, as the watchers saw it, with the epochs that `history` gives to the timelines.
-#[must_use]
-pub fn reigns(histories: &Histories, end: &Final) -> Vec<Reign> {
-    dual_primary::reigns(histories, end)
 }

@@ -109,7 +109,8 @@ fn is_kind(words: &[String], kind: Kind) -> bool {
     let Some(first) = words.first() else { return false };
     let program = first.rsplit('/').next().unwrap_or(first);
     let title = first.strip_prefix("postgres: ");
-    let is_trilithon = || program.starts_with("trilithon") && words.iter().any(|w| w == "node");
+    // Whatever the file of the program is called.
+    let is_trilithon = || words.get(1).is_some_and(|word| word == "node");
     let worker = |name: &str| title.is_some_and(|t| t.split(": ").any(|part| part.starts_with(name)));
     match kind {
         // Patroni is a script: its interpreter comes first.

@@ -1,32 +1,14 @@
-//! The figures of a run as Markdown, for documents that quote it.
+//! Tables of figures as Markdown, for documents that quote them.
 
-use super::outcome::{judge, word};
 use super::stats::{self, Spread};
-use super::text::{count, flat, millis_or_dash, plural, whole_instant};
+use super::text::{flat, millis_or_dash};
 use crate::record::Record;
 
-/// A paragraph, a table of the checkers, and a table of outages by kind of fault.
-pub fn markdown(record: &Record) -> String {
+/// Outages and returns by kind of fault, and of all.
+pub fn kinds_table(record: &Record) -> String {
     let totals = stats::totals(record);
-    let mut text = format!(
-        "Seed {}, {}, *{}*: {} of {} took hold, of {}; {} of primary; {} writes acknowledged, {} refused, {} unknown.\n\n",
-        record.seed,
-        whole_instant(stats::end(record)),
-        word(judge(record).outcome),
-        totals.held,
-        plural(totals.faults, "fault"),
-        plural(totals.kinds, "kind"),
-        plural(totals.changes, "change"),
-        count(totals.acknowledged),
-        count(totals.refused),
-        count(totals.unknown)
-    );
-    text += "| checker | verdict | |\n|---|---|---|\n";
-    for verdict in &record.verdicts {
-        text += &format!("| {} | {} | {} |\n", cell(&verdict.checker), word(verdict.outcome), cell(&verdict.summary));
-    }
-    text +=
-        "\n| fault | took hold | outage p50 | p99 | max | heal → writable p99 | heal → redundant p99 |\n|---|--:|--:|--:|--:|--:|--:|\n";
+    let mut text =
+        "| fault | took hold | outage p50 | p99 | max | heal → writable p99 | heal → redundant p99 |\n|---|--:|--:|--:|--:|--:|--:|\n".to_owned();
     let row = |name: &str, held: usize, of: usize, spreads: [Option<Spread>; 3]| {
         let [outage, writable, redundant] = spreads;
         let figure = |spread: Option<Spread>, which: fn(Spread) -> u64| millis_or_dash(spread.map(which));
@@ -40,7 +22,7 @@ pub fn markdown(record: &Record) -> String {
 }
 
 /// On one line, and without what ends a cell.
-fn cell(text: &str) -> String {
+pub fn cell(text: &str) -> String {
     flat(text).replace('|', "\\|").replace('<', "&lt;")
 }
 
@@ -53,10 +35,10 @@ mod tests {
     fn every_row_has_its_tables_columns() {
         let mut record = sample::small();
         record.faults[0].name = "a|b\nc".to_owned();
-        let text = markdown(&record);
+        let text = kinds_table(&record);
         let columns = |line: &str| line.replace("\\|", "").matches('|').count() - 1;
         let tables: Vec<usize> = text.lines().filter(|line| line.starts_with('|')).map(columns).collect();
-        assert_eq!(tables, [3, 3, 3, 3, 7, 7, 7, 7, 7, 7], "{text}");
+        assert_eq!(tables, [7, 7, 7, 7, 7, 7], "{text}");
         assert!(text.contains("| **all** | 3 of 3 | 2.41 s | 3.02 s | 3.02 s | 20 ms | 3.10 s |"), "{text}");
     }
 }

@@ -9,8 +9,6 @@
 //! proofs, witnesses) goes through [`text::escape`] on its way into markup.
 //! Deliberately absent: scripts and external resources in what is written, and figures from faults that did not take hold.
 
-#![expect(dead_code, unused_imports, reason = "used once run joins the parts")]
-
 mod compare;
 mod compare_charts;
 mod compare_text;
@@ -29,16 +27,16 @@ mod svg;
 mod tables;
 mod terminal;
 mod text;
+mod together;
 mod timeline;
 mod timeline_charts;
 
-pub use compare::comparison;
 pub use compare_text::side_by_side;
-pub use files::{Written, from_json, read, to_json, write, write_comparison};
-pub use markdown::markdown;
-pub use outcome::{Judgement, judge};
+pub use files::{read, write, write_comparison};
+pub use outcome::judge;
 pub use page::page;
 pub use shape::shape_of_failover;
 pub use summary::summary;
 pub use terminal::{Event, Status, Terminal};
 pub use timeline::picture;
+pub use together::together;

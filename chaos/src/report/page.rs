@@ -154,7 +154,7 @@ mod tests {
         for (name, text) in pages {
             std::fs::write(dir.join(name), text).unwrap();
         }
-        std::fs::write(dir.join("compared.html"), crate::report::comparison(&compared)).unwrap();
+        std::fs::write(dir.join("compared.html"), crate::report::compare::comparison(&compared)).unwrap();
         std::fs::write(dir.join("timeline.svg"), crate::report::picture(&passed)).unwrap();
         std::fs::write(dir.join("summary.txt"), crate::report::summary(&sample::failed())).unwrap();
     }

@@ -47,14 +47,6 @@ pub enum Event<'a> {
         timeline: u32,
         before: Option<&'a str>,
     },
-    /// No write was acknowledged for so long, and now one is.
-    Outage {
-        lasted: Duration,
-    },
-    Violation {
-        checker: &'a str,
-        summary: &'a str,
-    },
     Note(&'a str),
 }
 
@@ -102,8 +94,6 @@ fn parts(event: &Event) -> (&'static str, Style, String, String) {
             let before = before.map_or_else(String::new, |before| format!(", before {before}"));
             ("primary", coloured(AnsiColor::Cyan), node.to_owned(), format!("epoch {epoch}, timeline {timeline}{before}"))
         }
-        Event::Outage { lasted } => ("outage", red, duration(lasted), String::new()),
-        Event::Violation { checker, summary } => ("VIOLATION", red.bold(), checker.to_owned(), summary.to_owned()),
         Event::Note(text) => ("note", DIM, String::new(), text.to_owned()),
     }
 }

@@ -9,7 +9,6 @@
 //! Clients judge nothing: they write down what they asked, what they were told and when; `check` judges. They know the failure
 //! contract only as far as any client must: which answers mean "not applied" ([`outcome`]).
 
-#![expect(dead_code, reason = "used once `run` joins the parts")]
 
 pub mod administrator;
 pub mod bank;
@@ -134,12 +133,6 @@ impl Running {
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.tally.progress()
-    }
-
-    /// Where everybody who gives commands notes them.
-    #[must_use]
-    pub fn commands(&self) -> CommandLog {
-        self.commands.clone()
     }
 
     /// Lets every client end what it does, and returns what they kept. Blocks for a few deadlines at most.

@@ -92,15 +92,6 @@ impl SiteClock {
         self.write(&mut control)
     }
 
-    /// The wall clock is right again and nothing drifts; monotonic clocks keep what they gained, since they never go back.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn heal(&self) -> Result<()> {
-        self.set_drift_ppm(0)?;
-        self.set_wall(0)
-    }
-
     fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -17,7 +17,6 @@
 //! calls the kernel in a way that waits for its own FUSE threads: mounting, unmounting and filling are done by child processes with a
 //! deadline, since a thread that waits for a disk that its own process serves cannot be killed.
 
-#![expect(dead_code, unused_imports, reason = "used once run joins the parts")]
 
 mod capability;
 mod cgroup;
@@ -38,13 +37,12 @@ mod up;
 mod wan;
 
 pub use clock::SiteClock;
-pub use disk::{Disk, DiskCounters};
+pub use disk::Disk;
 pub use interactive::up_interactive;
 pub use interrupt::Interrupts;
-pub use runtime::SiteRuntime;
 pub use site::Site;
 pub use up::{Spec, World};
-pub use wan::{Counters, Link, Place, Preset, Wan};
+pub use wan::{Link, Preset};
 
 #[cfg(test)]
 mod tests;

@@ -62,14 +62,6 @@ pub struct World {
 }
 
 impl World {
-    /// Whether this machine can carry a world with everything in it.
-    ///
-    /// # Errors
-    /// With one line per missing thing and its remedy.
-    pub fn check_capabilities() -> Result<()> {
-        capability::check(Wanted { disks: true, clocks: true })
-    }
-
     /// Builds a world. What dead processes left of theirs is taken down first, and said on stderr.
     ///
     /// # Errors

@@ -41,7 +41,7 @@ fn clocks_jump_and_drift_for_libc_and_for_the_vdso() {
     clock.set_wall(-3600).expect("jumps");
     assert!((date(site) - truth() + 3600.0).abs() < 1.0);
 
-    clock.heal().expect("healed");
+    clock.set_drift_ppm(0).and_then(|()| clock.set_wall(0)).expect("healed");
     clock.set_drift_ppm(50_000).expect("drifts");
     let own = own_boottime(site);
     std::thread::sleep(Duration::from_secs(2));
