@@ -67,9 +67,7 @@ pub enum Verb {
     #[command(after_help = "Example:\n  chaos down")]
     Down,
     /// Draw the report of a run again, from its record; or say what several runs add up to.
-    #[command(
-        after_help = "Example:\n  chaos report target/chaos/7/record.json\n  chaos report target/chaos/*/record.json > together.md"
-    )]
+    #[command(after_help = "Example:\n  chaos report target/chaos/7/record.json\n  chaos report target/chaos/*/record.json > together.md")]
     Report(ReportArgs),
 }
 

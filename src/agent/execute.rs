@@ -4,7 +4,7 @@ use super::{LeaseCell, ViewSource};
 use crate::cluster::{ClusterState, Command, Phase, Proposal, Rejection};
 use crate::consensus::{Handle, ProposeError};
 use crate::ha::Action;
-use crate::postgres::{self, Instance};
+use crate::postgres::{self, Descent, Instance};
 use crate::telemetry::Clock;
 use crate::types::{Epoch, NodeId, Revision};
 use std::sync::Arc;
@@ -96,7 +96,9 @@ pub async fn execute(deps: Deps, state: Arc<ClusterState>, action: Action) -> Re
         Action::InitDb => init_db(&deps, &state).await?,
         Action::StartDetached => start_detached(&deps, &state).await?,
         Action::Stop => pg.stop(STOP_TIMEOUT).await?,
-        Action::Follow { primary, epoch } => or_clone(pg.follow(upstream(&state, primary, epoch)?, state.system).await)?,
+        Action::Follow { primary, epoch } => {
+            or_clone(pg.follow(upstream(&state, primary, epoch)?, state.system, descent(&deps, primary).as_ref()).await)?;
+        }
         Action::Clone { primary } => pg.copy_from(&upstream(&state, primary, state.epoch)?, state.system).await?,
         Action::Rewind { primary } => rewind(&deps, &state, primary).await?,
         Action::Promote { epoch, timeline, rule } => {
@@ -193,6 +195,15 @@ fn proxies_empty(deps: &Deps, drain: Revision) -> bool {
     let view = deps.view.view(deps.clock.now());
     let fresh = view.observations.values().filter(|seen| view.now.since(seen.at) < Duration::from_secs(1));
     fresh.map(|seen| &seen.observation).all(|o| o.revision >= drain && o.proxy_in_flight == 0)
+}
+
+/// What this node holds and what `primary` does, as far as they have said so.
+fn descent(deps: &Deps, primary: NodeId) -> Option<Descent> {
+    let view = deps.view.view(deps.clock.now());
+    let facts = |node| view.observations.get(&node).map(|seen| &seen.observation.postgres);
+    let (own, upstream) = (facts(deps.me)?.timeline?, facts(primary)?);
+    let ancestors = upstream.ancestry.iter().map(|(timeline, _)| *timeline);
+    Some(Descent { own, upstream: ancestors.chain(upstream.timeline).collect() })
 }
 
 fn upstream(state: &ClusterState, node: NodeId, epoch: Epoch) -> Result<postgres::Upstream, ExecuteError> {

@@ -96,8 +96,8 @@ fn unused_lease(s: &ClusterState, local: &LocalState) -> Option<Step> {
         PostgresState::Unknown | PostgresState::Starting | PostgresState::Stopping => false,
     };
     let elected = matches!(s.phase, Phase::Promoting { candidate } if candidate == local.me);
-    if elected && gave_up(s, local) && local.postgres.state == PostgresState::Starting {
-        // A start without end would keep the lease for ever.
+    if elected && gave_up(s, local) && !local.released && local.postgres.state == PostgresState::Starting {
+        // A start without end would keep the lease for ever. Once it is being given back, the next start is that of a standby.
         return Some(act(Action::Demote, StepReason::LeaseUnused));
     }
     let on_the_way = elected && !gave_up(s, local);

@@ -18,7 +18,7 @@ impl Instance {
     pub async fn drift(&self) -> Result<Vec<Drift>, Error> {
         let found = self.restore_protected().await?;
         if !found.is_empty() && self.supervisor.pid().is_some() {
-            self.reload()?;
+            self.reload().await?;
         }
         let layout = self.layout.clone();
         blocking(move || rotate_log(&layout)).await?;

@@ -7,11 +7,12 @@
 
 use super::conf::{Upstream, application_name};
 use super::error::Error;
+use super::history::{self, Descent};
 use super::instance::{Activity, Instance, QUERY_LIMIT};
 use super::lifecycle::POLL;
 use super::procfs;
 use super::session::{Host, Session, Target};
-use super::tool::within;
+use super::tool::{blocking, within};
 use crate::types::{Lsn, SystemId, Timeline};
 use rustix::process::Signal;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use tokio::time::sleep;
 
 /// A walreceiver usually goes within 35 ms of a reload. One that has not by then is ended by signal.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// A standby stops within milliseconds, or after its restartpoint.
+const RESTART_LIMIT: Duration = Duration::from_secs(20);
 const WALRECEIVERS: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver'";
 
 impl Instance {
@@ -34,7 +37,7 @@ impl Instance {
         if self.supervisor.pid().is_none() {
             return Ok(());
         }
-        self.reload()?;
+        self.reload().await?;
         within(limit, "ending the WAL receiver", async {
             let session = self.session().await?;
             if within(PATIENCE, "WAL receiver", no_walreceiver(&session)).await.is_ok() {
@@ -55,8 +58,20 @@ impl Instance {
     }
 
     /// Streams from `upstream`, starting Postgres as a standby if it is down. Returns once Postgres was told, not once it streams.
-    pub async fn follow(&self, upstream: Upstream, system: Option<SystemId>) -> Result<(), Error> {
+    ///
+    /// A standby that was about to follow another candidate has chosen that one's timeline as its target, and would ask for it for ever:
+    /// where there is a history of a timeline that is not of the upstream's `descent`, it goes, and a running server starts anew.
+    pub async fn follow(&self, upstream: Upstream, system: Option<SystemId>, descent: Option<&Descent>) -> Result<(), Error> {
         let _working = self.begin(Activity::Configuring)?;
+        let (wal, known) = (self.layout.wal(), descent.cloned());
+        let strays = blocking(move || known.map_or(Ok(Vec::new()), |descent| history::strays(&wal, &descent))).await?;
+        if !strays.is_empty() {
+            if self.supervisor.pid().is_some() {
+                self.stop_cleanly(RESTART_LIMIT).await?;
+            }
+            let wal = self.layout.wal();
+            blocking(move || history::forget(&wal, &strays)).await?;
+        }
         if self.supervisor.pid().is_none() {
             self.activity.send_replace(Activity::Starting);
             return self.start(system, Some(upstream)).await;
@@ -66,7 +81,7 @@ impl Instance {
             return Err(Error::NotStandby);
         }
         self.retune(|intent| intent.upstream = Some(upstream)).await?;
-        self.reload()
+        self.reload().await
     }
 
     /// End of the WAL that a running, detached standby holds, with its timeline; `None` while it cannot be proved, and on a primary.

@@ -10,7 +10,8 @@ use super::error::{Error, io};
 use super::secrets::{sync_dir, write_atomic};
 use super::user::RunAs;
 use crate::types::{Lsn, Timeline};
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 /// First line of a placeholder. PostgreSQL skips lines that begin with `#`.
 const PLACEHOLDER: &str = "# claimed by Trilithon for a promotion that did not last; nothing was written on this timeline\n";
@@ -71,6 +72,38 @@ fn told_of(history: &str, ancestor: Timeline) -> Option<String> {
     (before.len() < history.len()).then_some(before)
 }
 
+/// What a standby holds, and what it is to follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descent {
+    /// The timeline of its own WAL.
+    pub own: Timeline,
+    /// The upstream's timeline and the ancestors of it.
+    pub upstream: Vec<Timeline>,
+}
+
+/// Histories of timelines that were begun after the own one, and that the upstream never was on. Nothing was received on them: a standby
+/// that had, would have them as its own.
+pub(super) fn strays(wal: &Path, descent: &Descent) -> Result<Vec<PathBuf>, Error> {
+    let strange = |number: u32| number > descent.own.0 && !descent.upstream.contains(&Timeline(number));
+    let real = histories(wal)?.into_iter().filter(|(number, _, text)| strange(*number) && !text.starts_with(PLACEHOLDER));
+    Ok(real.map(|(_, path, _)| path).collect())
+}
+
+pub(super) fn forget(wal: &Path, strays: &[PathBuf]) -> Result<(), Error> {
+    for path in strays {
+        std::fs::remove_file(path).map_err(io("cannot remove", path))?;
+    }
+    sync_dir(wal)
+}
+
+/// Number, path and text of every history file.
+fn histories(wal: &Path) -> Result<Vec<(u32, PathBuf, String)>, Error> {
+    let entries = std::fs::read_dir(wal).map_err(io("cannot list", wal))?;
+    let number = |name: &OsStr| u32::from_str_radix(name.to_str()?.strip_suffix(".history")?, 16).ok();
+    let found = entries.flatten().filter_map(|entry| Some((number(&entry.file_name())?, entry.path())));
+    found.map(|(number, path)| Ok((number, path.clone(), std::fs::read_to_string(&path).map_err(io("cannot read", path))?))).collect()
+}
+
 /// Before a start.
 pub(super) fn withdraw_all(wal: &Path) -> Result<(), Error> {
     withdraw(wal, |_, _| true)
@@ -82,25 +115,9 @@ pub(super) fn withdraw_beyond_newest(wal: &Path) -> Result<(), Error> {
 }
 
 fn withdraw(wal: &Path, goes: impl Fn(u32, u32) -> bool) -> Result<(), Error> {
-    let entries = match std::fs::read_dir(wal) {
-        Ok(entries) => entries,
-        Err(e) => return Err(io("cannot list", wal)(e)),
-    };
-    let mut placeholders = Vec::new();
-    let mut newest_real = 1;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(number) = name.to_str().and_then(|n| n.strip_suffix(".history")).and_then(|n| u32::from_str_radix(n, 16).ok()) else {
-            continue;
-        };
-        let text = std::fs::read_to_string(entry.path()).map_err(io("cannot read", entry.path()))?;
-        if text.starts_with(PLACEHOLDER) {
-            placeholders.push((number, entry.path()));
-        } else {
-            newest_real = newest_real.max(number);
-        }
-    }
-    for (_, path) in placeholders.into_iter().filter(|(number, _)| goes(*number, newest_real)) {
+    let (placeholders, real): (Vec<_>, Vec<_>) = histories(wal)?.into_iter().partition(|(_, _, text)| text.starts_with(PLACEHOLDER));
+    let newest_real = real.iter().map(|(number, ..)| *number).max().unwrap_or(1);
+    for (_, path, _) in placeholders.into_iter().filter(|(number, ..)| goes(*number, newest_real)) {
         std::fs::remove_file(&path).map_err(io("cannot remove", path))?;
     }
     sync_dir(wal)
@@ -114,6 +131,21 @@ mod tests {
         let mut run_as = RunAs::resolve(None).unwrap();
         run_as.change = false;
         run_as
+    }
+
+    #[test]
+    fn a_stray_is_the_real_history_of_a_later_timeline_that_the_upstream_never_was_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |n, text: &str| std::fs::write(dir.path().join(Timeline(n).history_file()), text).unwrap();
+        for (number, text) in [(3, "1\t0/1\tx\n"), (5, "1\t0/1\tx\n"), (6, PLACEHOLDER), (7, "1\t0/1\tx\n"), (8, "1\t0/1\tx\n")] {
+            write(number, text);
+        }
+        let descent = Descent { own: Timeline(4), upstream: [1, 4, 8].map(Timeline).to_vec() };
+        let mut found = strays(dir.path(), &descent).unwrap();
+        found.sort();
+        assert_eq!(found, [5, 7].map(|n| dir.path().join(Timeline(n).history_file())), "not 3, which is older, nor 6, which is nobody's");
+        forget(dir.path(), &found).unwrap();
+        assert_eq!(strays(dir.path(), &descent).unwrap(), [] as [PathBuf; 0]);
     }
 
     #[test]

@@ -10,12 +10,13 @@ use super::history::Ancestry;
 use super::identify::Identifier;
 use super::install::Install;
 use super::layout::Layout;
+use super::lifecycle::POLL;
 use super::process::{Emergency, Postmaster, Supervisor, lock};
-use super::procfs;
+use super::procfs::{self, PidFile};
 use super::recovery::Recovery;
 use super::secrets;
 use super::session::{Session, Target};
-use super::tool::blocking;
+use super::tool::{blocking, within};
 use super::user::{self, RunAs};
 use crate::cluster::Secrets;
 use crate::telemetry::Clock;
@@ -23,10 +24,11 @@ use crate::types::{Epoch, Millis, NodeId, SystemId, Timeline};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 /// What the caller configures.
 #[derive(Clone, Debug)]
@@ -85,6 +87,10 @@ pub struct Instance {
     pub(super) files: Arc<Mutex<()>>,
     bin_dir: Option<PathBuf>,
     busy: AtomicBool,
+    /// The postmaster that is known to have its signal handlers.
+    begun: AtomicI32,
+    /// The timeline whose primary has files for all numbers below.
+    pub(super) told: AtomicU32,
     control: Mutex<Option<Arc<Session>>>,
     pub(super) identifier: Mutex<Option<Identifier>>,
     pub(super) probe: Mutex<Probe>,
@@ -127,6 +133,8 @@ impl Drop for Working<'_> {
 
 /// Longest wait for a connection or a cheap query to our own server: a server that takes longer counts as unresponsive.
 pub(super) const QUERY_LIMIT: Duration = Duration::from_secs(1);
+/// A postmaster that has not begun by then hangs, on a slow disk.
+const HANDLERS_LIMIT: Duration = Duration::from_secs(5);
 
 impl Instance {
     /// Finds the binaries, checks the directories, and adopts a server that survived the previous process. Starts and changes nothing.
@@ -174,6 +182,8 @@ impl Instance {
             files: Arc::default(),
             bin_dir: config.bin_dir,
             busy: AtomicBool::new(false),
+            begun: AtomicI32::new(0),
+            told: AtomicU32::new(0),
             control: Mutex::new(None),
             identifier: Mutex::new(None),
             probe: Mutex::new(Probe::default()),
@@ -335,8 +345,25 @@ impl Instance {
         .await
     }
 
-    /// Makes the server read its files again.
-    pub(super) fn reload(&self) -> Result<(), Error> {
+    /// Makes the server read its files again. One that has only just begun would die of the signal, silently, and may have read them
+    /// before they changed: it is awaited.
+    pub(super) async fn reload(&self) -> Result<(), Error> {
+        within(HANDLERS_LIMIT, "the beginning of the postmaster", async {
+            loop {
+                let pid = self.supervisor.pid().ok_or(Error::NotRunning)?;
+                if self.begun.load(Ordering::Relaxed) == pid {
+                    return Ok(());
+                }
+                let pgdata = self.layout.pgdata.clone();
+                // It writes its pid after it has set its signal handlers.
+                if blocking(move || PidFile::read(&pgdata)).await.is_some_and(|file| file.pid == pid) {
+                    self.begun.store(pid, Ordering::Relaxed);
+                } else {
+                    sleep(POLL).await;
+                }
+            }
+        })
+        .await?;
         if self.supervisor.send(Signal::HUP) { Ok(()) } else { Err(Error::NotRunning) }
     }
 
@@ -351,7 +378,7 @@ impl Instance {
             model.wishes = wishes;
         }
         self.retune(|_| {}).await?;
-        if self.supervisor.pid().is_some() { self.reload() } else { Ok(()) }
+        if self.supervisor.pid().is_some() { self.reload().await } else { Ok(()) }
     }
 
     /// Are all processes of this data directory gone? Reads /proc.

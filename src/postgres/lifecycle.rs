@@ -14,6 +14,7 @@ use super::tool::{blocking, within};
 use super::{conf, history};
 use crate::types::SystemId;
 use rustix::process::Signal;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -21,6 +22,8 @@ use tokio::time::sleep;
 /// How long a start is watched before it is left to go on by itself: a longer crash recovery shows up in the facts as starting.
 const START_WATCHED: Duration = Duration::from_secs(5);
 /// An immediate shutdown takes milliseconds; PostgreSQL itself kills what is left after five seconds.
+/// A shutdown is asked for this often until it has happened.
+const SIGNAL_AGAIN: Duration = Duration::from_millis(200);
 const IMMEDIATE_LIMIT: Duration = Duration::from_secs(2);
 /// Killed processes are gone when the kernel has freed their memory.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -55,6 +58,7 @@ impl Instance {
         self.check_system(&control, system)?;
         lock(&self.model).sizes = control.sizes.clone();
         self.retune(|intent| *intent = Intent { upstream, ..Intent::default() }).await?;
+        self.told.store(0, Ordering::Relaxed);
         let layout = self.layout.clone();
         let run_as = self.run_as.clone();
         blocking(move || {
@@ -135,9 +139,14 @@ impl Instance {
     /// process is left.
     pub(super) async fn signal_and_wait(&self, signal: Signal, limit: Duration) -> Result<(), Error> {
         let mut exits = self.supervisor.subscribe();
-        self.supervisor.send(signal);
         let left = async {
-            gone(&mut exits).await;
+            // Again, since a start that was broken off may bring its postmaster about just after the first one.
+            loop {
+                self.supervisor.send(signal);
+                if tokio::time::timeout(SIGNAL_AGAIN, gone(&mut exits)).await.is_ok() {
+                    break;
+                }
+            }
             self.await_leftovers().await;
             Ok(())
         };

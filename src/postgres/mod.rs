@@ -36,6 +36,7 @@ mod user;
 
 pub use conf::{Drift, PROTECTED, REPLICATION_ROLE, SUPERUSER, Upstream, is_protected};
 pub use error::Error as PostgresError;
+pub use history::Descent;
 pub use install::Install;
 pub use instance::{Activity, Instance, InstanceConfig};
 pub use process::{Emergency, Postmaster};

@@ -51,7 +51,7 @@ impl Instance {
             intent.promotion = Some(Promotion { epoch, timeline });
         })
         .await?;
-        self.reload()?;
+        self.reload().await?;
         self.await_names(&names).await?;
         let (wal, run_as) = (self.layout.wal(), self.run_as.clone());
         blocking(move || history::reserve(&wal, own.next().0..timeline.0, &run_as)).await?;
@@ -64,9 +64,23 @@ impl Instance {
         if found != timeline {
             return Err(Error::WrongTimeline { claimed: timeline, found });
         }
-        let (wal, run_as) = (self.layout.wal(), self.run_as.clone());
-        blocking(move || history::complete(&wal, timeline, &run_as)).await?;
+        self.tell_histories().await?;
         self.create_slots(rule.standbys.iter().copied()).await
+    }
+
+    /// On a primary: a history for every timeline below its own, once. Upkeep does it too, for a promotion that nobody saw to its end: the
+    /// next step begins as soon as the server is seen to be a primary.
+    pub(super) async fn tell_histories(&self) -> Result<(), Error> {
+        if self.session().await?.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("f") {
+            return Ok(());
+        }
+        let timeline = self.identify().await?.timeline;
+        if timeline > Timeline(1) && self.told.load(Ordering::Relaxed) != timeline.0 {
+            let (wal, run_as) = (self.layout.wal(), self.run_as.clone());
+            blocking(move || history::complete(&wal, timeline, &run_as)).await?;
+            self.told.store(timeline.0, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Waits until a new connection sees `names`. Its process was forked after the postmaster had read the file and had told all

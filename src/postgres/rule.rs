@@ -48,7 +48,7 @@ impl Instance {
         self.restore_protected().await?;
         let retuned = names.clone();
         self.retune(move |intent| intent.sync = retuned).await?;
-        self.reload()?;
+        self.reload().await?;
         end_old_markers(&session).await?;
         let loaded = async {
             self.await_names(&names).await?;

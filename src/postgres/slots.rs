@@ -25,6 +25,7 @@ impl Instance {
         let drift = self.drift().await?;
         if self.supervisor.pid().is_some() {
             self.sync_slots(members).await?;
+            self.tell_histories().await?;
         }
         Ok(drift)
     }

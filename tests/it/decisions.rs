@@ -107,6 +107,10 @@ fn an_elected_candidate_whose_start_never_ends_gives_the_lease_back() {
     assert_eq!((step.action, step.reason), (Some(Action::Demote), StepReason::LeaseUnused));
     local.postgres.state = PostgresState::Stopped;
     assert_eq!(converge(&s, &local).action, Some(Action::ReleaseLease { epoch: Epoch(3) }));
+    // Nobody hears the release: it is cut off. Its Postgres starts all the same, to learn where its WAL ends, and is left in peace.
+    local.released = true;
+    local.postgres.state = PostgresState::Starting;
+    assert_eq!(converge(&s, &local).action, None);
 }
 
 #[test]

@@ -100,3 +100,24 @@ async fn an_emergency_stop_works_from_any_thread() {
     assert!(client.simple_query("SELECT 1").await.is_err());
     assert!(!server.instance.emergency().immediate());
 }
+
+/// SIGHUP ends a process that has not yet said what is to become of it.
+#[tokio::test]
+async fn settings_may_change_while_the_server_starts() {
+    let server = Server::primary(1).await;
+    for round in 0..8 {
+        server.instance.demote().await.unwrap();
+        let change = async {
+            let mut postmaster = server.instance.postmaster();
+            postmaster.wait_for(|p| matches!(p, Postmaster::Running { .. })).await.unwrap();
+            server.instance.configure([("work_mem".to_owned(), format!("{}MB", 4 + round))].into(), Vec::new()).await.unwrap();
+        };
+        let (started, ()) = tokio::join!(server.instance.start_detached(None), change);
+        started.unwrap();
+        let expected = format!("{}MB", 4 + round);
+        crate::postgres_rig::until("the setting is in force", || async {
+            server.sql("SHOW work_mem").await.as_deref() == Some(expected.as_str())
+        })
+        .await;
+    }
+}

@@ -93,7 +93,10 @@ async fn a_port_in_use_and_a_wrong_parameter_are_told_in_postgres_words() {
     server.instance.init_db().await.unwrap();
     let taken = std::net::TcpListener::bind(("127.0.0.1", server.port)).unwrap();
     let refused = server.instance.start_detached(None).await.unwrap_err();
-    assert!(matches!(&refused, Error::StartFailed { ended, log } if ended == "exit status: 1" && log.contains("Address already in use")), "{refused}");
+    assert!(
+        matches!(&refused, Error::StartFailed { ended, log } if ended == "exit status: 1" && log.contains("Address already in use")),
+        "{refused}"
+    );
     drop(taken);
     let mut settings = server.settings();
     settings.insert("shared_buffers".into(), "plenty".into());

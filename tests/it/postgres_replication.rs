@@ -5,7 +5,7 @@ use crate::postgres_rig::{LIMIT, Server, processes_below, try_sql, until};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use trilithon::ha::{PostgresState, Role};
-use trilithon::postgres::PostgresError as Error;
+use trilithon::postgres::{Descent, PostgresError as Error};
 use trilithon::types::{Epoch, NodeId, Timeline};
 
 /// Commits `text` on `primary`; with a rule in force it returns once that is confirmed.
@@ -35,6 +35,51 @@ async fn a_copy_streams_and_its_slot_waits_on_the_primary() {
     let active = primary.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'trilithon_n2'").await;
     assert_eq!(active.as_deref(), Some("t"));
     assert_eq!(standby.facts().await.role, Some(Role::Standby));
+}
+
+/// It fetched the history of a candidate that was lost before anything was received from it.
+#[tokio::test]
+async fn a_standby_whose_target_was_lost_follows_the_one_that_lasted() {
+    let primary = Server::primary(1).await;
+    write(&primary, "a").await;
+    let standby = Server::standby(2, &primary).await;
+    until_reads(&standby, "a").await;
+    primary.instance.stop(LIMIT).await.unwrap();
+    standby.instance.detach(LIMIT).await.unwrap();
+    let sealed = standby.until("has its end", |f| f.position.is_some()).await;
+    let (own, end) = (sealed.timeline.unwrap(), sealed.position.unwrap().lsn);
+    let lost = standby.dir.path().join("pgdata/pg_wal").join(Timeline(3).history_file());
+    std::fs::write(&lost, format!("{}\t{end}\tno recovery target specified\n", own.0)).unwrap();
+    until("the lost timeline is its target", || async { standby.log().contains("new target timeline is 3") }).await;
+    primary.instance.start_detached(None).await.unwrap();
+    primary.instance.promote(Epoch(4), Timeline(4), &primary.alone(), LIMIT).await.unwrap();
+    primary.instance.apply_rule(Epoch(4), &primary.alone(), LIMIT).await.unwrap();
+    let ancestry = primary.until("knows its ancestors", |f| f.timeline == Some(Timeline(4)) && !f.ancestry.is_empty()).await.ancestry;
+    let upstream = ancestry.into_iter().map(|(timeline, _)| timeline).chain([Timeline(4)]).collect();
+    let descent = Descent { own, upstream };
+    standby.instance.follow(primary.upstream(4), None, Some(&descent)).await.unwrap();
+    write(&primary, "b").await;
+    until_reads(&standby, "a b").await;
+    let pid = standby.pid();
+    standby.instance.follow(primary.upstream(4), None, Some(&Descent { own: Timeline(4), ..descent })).await.unwrap();
+    assert_eq!(standby.pid(), pid, "once is enough");
+}
+
+/// A standby asks for the history of every timeline between its own and the primary's.
+#[tokio::test]
+async fn a_primary_whose_promotion_nobody_saw_to_its_end_tells_the_histories_all_the_same() {
+    let server = Server::primary(1).await;
+    server.instance.demote().await.unwrap();
+    server.instance.start_detached(None).await.unwrap();
+    server.instance.promote(Epoch(5), Timeline(5), &server.alone(), LIMIT).await.unwrap();
+    let history = |n| server.instance.pgdata().join("pg_wal").join(Timeline(n).history_file());
+    let files = [2, 3, 4].map(history);
+    for file in &files {
+        std::fs::remove_file(file).unwrap();
+    }
+    let server = server.reopen().await;
+    server.instance.tend(&BTreeMap::new()).await.unwrap();
+    assert!(files.iter().all(|file| file.exists()), "{files:?}");
 }
 
 #[tokio::test]
@@ -97,7 +142,7 @@ async fn a_promotion_skips_claimed_timelines_and_others_follow_across_the_gap() 
     let promoted = winner.facts().await;
     assert_eq!(promoted.timeline, Some(Timeline(6)));
     assert_eq!(promoted.ancestry.iter().map(|(t, _)| t.0).collect::<Vec<_>>(), [1, 2]);
-    third.instance.follow(winner.upstream(6), None).await.unwrap();
+    third.instance.follow(winner.upstream(6), None, None).await.unwrap();
     third.until("streams from the winner", |f| f.streaming_from == Some(NodeId(2))).await;
     winner.instance.apply_rule(Epoch(6), &winner.rule(&[3], 1), LIMIT).await.unwrap();
     write(&winner, "b").await;
@@ -148,7 +193,7 @@ async fn a_standby_whose_wal_was_removed_says_so() {
     let kept = primary.sql("SELECT min(name) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'").await;
     assert!(kept > held, "more than wal_keep_size was written");
     primary.sql("SELECT pg_create_physical_replication_slot('trilithon_n2')").await;
-    standby.instance.follow(primary.upstream(1), None).await.unwrap();
+    standby.instance.follow(primary.upstream(1), None, None).await.unwrap();
     until("the primary refuses", || async { standby.log().contains("has already been removed") }).await;
     assert_eq!(standby.instance.stalled(), None, "it is given time");
     let begun = Instant::now();
@@ -190,7 +235,7 @@ async fn a_killed_rewind_poisons_the_directory_until_it_is_copied_anew() {
     assert!(matches!(old.instance.rewind(&winner.upstream(4), None).await, Err(Error::Poisoned { .. })));
     old.instance.copy_from(&winner.upstream(4), None).await.unwrap();
     assert!(!old.instance.poisoned());
-    old.instance.follow(winner.upstream(4), None).await.unwrap();
+    old.instance.follow(winner.upstream(4), None, None).await.unwrap();
     until_reads(&old, "a").await;
     assert!(old.dir.path().join("pgdata.previous/PG_VERSION").exists(), "the old directory is kept aside");
 }
@@ -215,7 +260,7 @@ async fn a_drained_primary_ends_where_its_standby_does_and_follows_without_a_rew
     assert!(try_sql(&open, "COMMIT").await.is_err());
     winner.instance.detach(LIMIT).await.unwrap();
     winner.instance.promote(Epoch(3), Timeline(3), &winner.rule(&[1], 1), LIMIT).await.unwrap();
-    old.instance.follow(winner.upstream(3), None).await.unwrap();
+    old.instance.follow(winner.upstream(3), None, None).await.unwrap();
     old.until("streams from the winner", |f| f.streaming_from == Some(NodeId(2))).await;
     winner.instance.apply_rule(Epoch(3), &winner.rule(&[1], 1), LIMIT).await.unwrap();
     write(&winner, "b").await;

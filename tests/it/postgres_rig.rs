@@ -141,7 +141,7 @@ impl Server {
         let server = Server::empty(node).await;
         server.instance.set_secrets(primary.secrets()).await.unwrap();
         server.instance.copy_from(&primary.upstream(2), None).await.unwrap();
-        server.instance.follow(primary.upstream(2), None).await.unwrap();
+        server.instance.follow(primary.upstream(2), None, None).await.unwrap();
         server.until("streams", |f| f.streaming_from == Some(primary.node)).await;
         server
     }

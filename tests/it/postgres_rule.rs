@@ -31,7 +31,7 @@ async fn a_rule_is_in_force_once_its_marker_is_confirmed() {
     let client = primary.client().await;
     let commit = tokio::task::spawn(async move { try_sql(&client, "CREATE TABLE t ()").await });
     until("the commit waits", || async { waiting(&primary).await.len() == 1 }).await;
-    standby.instance.follow(primary.upstream(3), None).await.unwrap();
+    standby.instance.follow(primary.upstream(3), None, None).await.unwrap();
     commit.await.unwrap().unwrap();
 }
 

@@ -82,7 +82,7 @@ fn one_writer_each(histories: &Histories, case: &mut Case) {
 mod tests {
     use super::*;
     use crate::check::made::{LEAST, add, assert_failed, assert_passed, attempt};
-    
+
     use crate::workload::history::Add;
 
     fn on(timeline: u32, id: i64, from: u64, to: u64) -> Add {

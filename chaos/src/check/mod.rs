@@ -15,7 +15,6 @@
 //!
 //! Deliberately absent: any look at the cluster, and "passed" where too little was seen.
 
-
 pub mod administrator;
 pub mod bank;
 pub mod case;

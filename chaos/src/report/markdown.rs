@@ -8,7 +8,8 @@ use crate::record::Record;
 pub fn kinds_table(record: &Record) -> String {
     let totals = stats::totals(record);
     let mut text =
-        "| fault | took hold | outage p50 | p99 | max | heal → writable p99 | heal → redundant p99 |\n|---|--:|--:|--:|--:|--:|--:|\n".to_owned();
+        "| fault | took hold | outage p50 | p99 | max | heal → writable p99 | heal → redundant p99 |\n|---|--:|--:|--:|--:|--:|--:|\n"
+            .to_owned();
     let row = |name: &str, held: usize, of: usize, spreads: [Option<Spread>; 3]| {
         let [outage, writable, redundant] = spreads;
         let figure = |spread: Option<Spread>, which: fn(Spread) -> u64| millis_or_dash(spread.map(which));

@@ -27,9 +27,9 @@ mod svg;
 mod tables;
 mod terminal;
 mod text;
-mod together;
 mod timeline;
 mod timeline_charts;
+mod together;
 
 pub use compare_text::side_by_side;
 pub use files::{read, write, write_comparison};

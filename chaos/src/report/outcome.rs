@@ -36,7 +36,8 @@ fn doubts(record: &Record) -> Vec<String> {
     if record.verdicts.iter().all(|verdict| verdict.outcome == Outcome::NotApplicable) {
         doubts.push("no checker ran".to_owned());
     }
-    if record.faults.is_empty() {
+    // A calm run has none, and a verdict of its own on whether enough happened.
+    if record.faults.is_empty() && !record.verdicts.iter().any(|verdict| verdict.checker == "calm") {
         doubts.push("no fault was injected".to_owned());
     }
     let unsure = record.verdicts.iter().filter(|verdict| verdict.outcome == Outcome::Inconclusive);

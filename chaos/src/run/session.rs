@@ -4,7 +4,7 @@
 //! came. A run that was interrupted has no verdicts, so that nobody can take it for a pass.
 
 use super::pace::{Interrupted, Pace};
-use super::plan::{Mode, Plan};
+use super::plan::{Mode, Plan, Step};
 use super::settings::Settings;
 use super::step::{Done, Stage};
 use super::verdicts::{self, Cause, Seen};
@@ -25,6 +25,8 @@ use std::time::Duration;
 const WARM_UP: Duration = Duration::from_secs(5);
 /// Before the final reads everybody must be there.
 const FINAL_LIMIT: Duration = Duration::from_secs(180);
+/// A fault that finds nothing to strike, as a lock that is not held just then, gets so many chances.
+const ATTEMPTS: u32 = 3;
 /// Commands take effect up to this long after they were given.
 const COMMAND_LIMIT: Duration = Duration::from_secs(25);
 
@@ -177,16 +179,35 @@ fn make_steps(settings: &Settings, stage: &Stage<'_>, plan: Plan, steps: &mut Ve
             break;
         }
         stage.voice.note(stage.clock, &format!("step {}: {}, for {:.1} s", step.number, step.in_words(), step.hold.as_secs_f64()));
-        let done = stage.make(&step, steps.iter().map(|s| s.records.len()).sum())?;
-        let lost = done.lost;
-        let failed = done.whole.is_none();
-        steps.push(done);
-        if lost || (failed && settings.stop_at_first) {
+        if !make_step(settings, stage, step, steps)? {
             break;
         }
-        stage.rest(step.pause)?;
     }
     Ok(())
+}
+
+/// One step, again where something of it did not take hold: that attempt is no fault of the run, only a note. `false`: the run ends here.
+fn make_step(settings: &Settings, stage: &Stage<'_>, mut step: Step, steps: &mut Vec<Done>) -> Result<bool> {
+    for attempt in 1..=ATTEMPTS {
+        let mut done = stage.make(&step, steps.iter().map(|s| s.records.len()).sum())?;
+        let came_back = done.whole.is_some();
+        let goes_on = !done.lost && (came_back || !settings.stop_at_first);
+        let again = attempt < ATTEMPTS && came_back && done.records.iter().any(|record| record.took_hold.is_none());
+        if again {
+            done.records.retain(|record| record.took_hold.is_some());
+            done.notes.push(format!("step {}: tried again, since not all of it took hold", step.number));
+            // What it leaves to chance may fall differently.
+            step.seed = step.seed.wrapping_add(1);
+        }
+        steps.push(done);
+        if goes_on {
+            stage.rest(step.pause)?;
+        }
+        if !again {
+            return Ok(goes_on);
+        }
+    }
+    Ok(true)
 }
 
 /// Verdicts that rest on what this system does not tell are none. Their figures stay: they show what clients were told.

@@ -9,7 +9,6 @@
 //! Clients judge nothing: they write down what they asked, what they were told and when; `check` judges. They know the failure
 //! contract only as far as any client must: which answers mean "not applied" ([`outcome`]).
 
-
 pub mod administrator;
 pub mod bank;
 pub mod client;

@@ -17,7 +17,6 @@
 //! calls the kernel in a way that waits for its own FUSE threads: mounting, unmounting and filling are done by child processes with a
 //! deadline, since a thread that waits for a disk that its own process serves cannot be killed.
 
-
 mod capability;
 mod cgroup;
 mod clock;
