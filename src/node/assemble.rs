@@ -133,8 +133,9 @@ impl Node {
         let (refused, refusals) = watch::channel(BTreeMap::new());
         self.own_plain("suspects", feeds::suspects(self.handle.clone(), view.clone(), refused));
         let (topology, routed) = watch::channel(Arc::new(Topology::default()));
-        self.own_plain("topology", feeds::topology(self.handle.clone(), view.clone(), self.clock, topology));
-        let obeyed = self.front(me, proxy, routed).await?;
+        let attested = feeds::Attested::default();
+        self.own_plain("topology", feeds::topology(self.handle.clone(), view.clone(), self.clock, topology, attested.clone()));
+        let obeyed = self.front(me, proxy, routed, attested).await?;
         self.own_plain("addresses", start::tell_addresses(me, start::member(&self.config), self.handle.clone()));
         // Not before everything that can fail: whoever renews must also be able to fence.
         self.keep_lease(me)?;
@@ -202,12 +203,14 @@ impl Node {
         me: NodeId,
         addresses: super::open::ProxyAddresses,
         topology: watch::Receiver<Arc<Topology>>,
+        attested: feeds::Attested,
     ) -> anyhow::Result<watch::Receiver<Obeyed>> {
         let parts = Parts {
             me,
             config: &self.config,
             addresses,
             topology: topology.clone(),
+            attested,
             lease: self.lease.clone(),
             consensus: self.handle.clone(),
             postgres: self.postgres.as_deref(),

@@ -8,6 +8,7 @@ use crate::telemetry::Clock;
 use crate::types::{Millis, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -15,8 +16,22 @@ use tokio::sync::watch;
 const TOPOLOGY_TICK: Duration = Duration::from_millis(500);
 /// A standby that has been silent for this long gets no reads.
 const READABLE_MAX_AGE: Duration = Duration::from_secs(2);
+/// A topology that was not looked at for so long is of a node that was frozen or starved.
+const TOPOLOGY_MAX_AGE: Duration = Duration::from_millis(1_500);
 /// A peer that refuses is asked again this often: its death must be seen by everybody before it counts.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
+
+/// When the topology was last derived anew, whether it changed or not.
+#[derive(Clone, Debug, Default)]
+pub struct Attested(Arc<AtomicU64>);
+
+impl Attested {
+    /// Is it of the present?
+    #[must_use]
+    pub fn is_fresh(&self, now: Millis) -> bool {
+        now.since(Millis(self.0.load(Ordering::Relaxed))) <= TOPOLOGY_MAX_AGE
+    }
+}
 
 /// The peers' observations, as they arrive, into `view`. The own one gets there directly.
 pub async fn observations(me: NodeId, consensus: Handle, view: Arc<ViewSource>) {
@@ -41,12 +56,12 @@ pub async fn observations(me: NodeId, consensus: Handle, view: Arc<ViewSource>) 
 }
 
 /// The proxy's whole view of the cluster, again whenever state or observations change it.
-pub async fn topology(consensus: Handle, view: Arc<ViewSource>, clock: Clock, told: watch::Sender<Arc<Topology>>) {
+pub async fn topology(consensus: Handle, view: Arc<ViewSource>, clock: Clock, told: watch::Sender<Arc<Topology>>, attested: Attested) {
     let mut states = consensus.state();
     let mut seen = view.subscribe();
     loop {
-        let state = states.borrow_and_update().clone();
-        let topology = Topology::derive(&state, &readable(&state, &view.view(clock.now())));
+        let (now, state) = (clock.now(), states.borrow_and_update().clone());
+        let topology = Topology::derive(&state, &readable(&state, &view.view(now)));
         told.send_if_modified(|known| {
             let changed = **known != topology;
             if changed {
@@ -54,6 +69,7 @@ pub async fn topology(consensus: Handle, view: Arc<ViewSource>, clock: Clock, to
             }
             changed
         });
+        attested.0.store(now.0, Ordering::Relaxed);
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return std::future::pending().await },
             changed = seen.changed() => if changed.is_err() { return std::future::pending().await },

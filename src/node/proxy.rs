@@ -1,5 +1,6 @@
 //! The node's proxy: its settings, and the news it exchanges with the agent.
 
+use super::feeds::Attested;
 use super::open::ProxyAddresses;
 use crate::agent::{LeaseCell, Obeyed};
 use crate::cluster::{Topology, WriteGate};
@@ -25,6 +26,7 @@ pub struct Parts<'a> {
     pub config: &'a Config,
     pub addresses: ProxyAddresses,
     pub topology: watch::Receiver<Arc<Topology>>,
+    pub attested: Attested,
     pub lease: Arc<LeaseCell>,
     pub consensus: Handle,
     pub postgres: Option<&'a Instance>,
@@ -40,6 +42,7 @@ pub async fn start(parts: Parts<'_>) -> Result<proxy::Handle, proxy::ProxyError>
         datacenter: parts.config.node.datacenter.clone(),
         topology: parts.topology,
         lease_valid: Arc::new(move || parts.lease.may_serve()),
+        topology_fresh: Arc::new(move || parts.attested.is_fresh(parts.clock.now())),
         control: Control {
             local_host: parts.postgres.map(|p| p.socket_dir().display().to_string()),
             local_port: parts.config.postgres.port,

@@ -174,8 +174,11 @@ impl Session {
         let busy = |node| self.shared.outstanding(&self.me.database, &self.me.user, node);
         let shunned = |node| self.shared.is_shunned(node);
         let primary = open.map(|(node, _)| node);
+        // P3: of an old topology no standby is taken.
         let near = match want {
             Want::Primary => primary,
+            Want::Any if !(self.shared.topology_fresh)() => primary,
+            Want::Reader if !(self.shared.topology_fresh)() => return None,
             Want::Reader => choose(&topology, place, None, shunned, busy),
             Want::Any => choose(&topology, place, primary, shunned, busy),
         };

@@ -36,7 +36,7 @@ mod stats;
 
 pub use config::{Config, Consistency, PoolMode, PoolOverride};
 pub use listener::{Addresses, start};
-pub use pause::LeaseCheck;
+pub use pause::{FreshCheck, LeaseCheck};
 pub use stats::{PoolStats, Stats};
 
 use crate::cluster::Topology;
@@ -59,6 +59,9 @@ pub struct Inputs {
     pub topology: watch::Receiver<Arc<Topology>>,
     /// Whether this node's own lease is valid now. Asked at each transaction that begins on this node as the primary; must not block.
     pub lease_valid: LeaseCheck,
+    /// Whether the topology is of the present: a node that was frozen wakes with an old one, in which a standby may look sound that has
+    /// been a primary since, and shows what nobody confirmed. Asked for each read that a standby may serve; must not block.
+    pub topology_fresh: FreshCheck,
     /// How to read password verifiers.
     pub control: Control,
     pub clock: Clock,

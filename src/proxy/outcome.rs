@@ -150,7 +150,10 @@ impl Session {
                 let skip = std::mem::replace(&mut self.skip_to_sync, true);
                 let rejected = self.reject(error);
                 self.skip_to_sync = skip;
-                put_ready(&mut self.out, TxStatus::Idle);
+                // Where the session ends here its last word is an error: ready before it would make an empty answer of the read.
+                if rejected.is_ok() {
+                    put_ready(&mut self.out, TxStatus::Idle);
+                }
                 return rejected;
             }
         };

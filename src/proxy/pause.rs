@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 /// Asks whether the local node's lease is valid now (INV-9).
 pub type LeaseCheck = Arc<dyn Fn() -> bool + Send + Sync>;
 
+/// Asks whether the topology was looked at again just now (P3).
+pub type FreshCheck = Arc<dyn Fn() -> bool + Send + Sync>;
+
 const OPEN: u64 = 1 << 63;
 const NODE_BITS: u32 = 24;
 

@@ -6,7 +6,7 @@
 use super::auth::Verifiers;
 use super::cancel::Slots;
 use super::config::Config;
-use super::pause::Gate;
+use super::pause::{FreshCheck, Gate};
 use super::pool::{Pool, PoolKey};
 use super::server::{Cut, Link, Parameters, Role, Server};
 use super::stats::{PoolStats, Stats};
@@ -42,6 +42,7 @@ pub struct Shared {
     pub slots: Slots,
     pub verifiers: Verifiers,
     pub control: Control,
+    pub topology_fresh: FreshCheck,
     pub shutdown: CancellationToken,
     /// For the salt that unknown users are shown.
     pub mock_secret: [u8; 32],
@@ -86,6 +87,7 @@ impl Shared {
             slots: Slots::default(),
             verifiers,
             control: inputs.control.clone(),
+            topology_fresh: Arc::clone(&inputs.topology_fresh),
             shutdown: inputs.shutdown.clone(),
             mock_secret: rand::rng().random(),
             clients: AtomicU64::new(0),

@@ -154,6 +154,8 @@ pub struct Front {
     pub handle: Handle,
     pub topology: watch::Sender<Arc<Topology>>,
     pub lease: Arc<AtomicBool>,
+    /// The topology is of the present.
+    pub fresh: Arc<AtomicBool>,
     pub shutdown: CancellationToken,
 }
 
@@ -190,12 +192,15 @@ impl Front {
         let (topology, seen) = watch::channel(Arc::new(healthy(pair, 1)));
         let lease = Arc::new(AtomicBool::new(true));
         let asked = Arc::clone(&lease);
+        let fresh = Arc::new(AtomicBool::new(true));
+        let looked = Arc::clone(&fresh);
         let shutdown = CancellationToken::new();
         let inputs = Inputs {
             node: STANDBY,
             datacenter: "dc".into(),
             topology: seen,
             lease_valid: Arc::new(move || asked.load(SeqCst)),
+            topology_fresh: Arc::new(move || looked.load(SeqCst)),
             control: Control {
                 local_host: Some(pair.dir.path().display().to_string()),
                 local_port: pair.standby.port,
@@ -206,7 +211,7 @@ impl Front {
             shutdown: shutdown.clone(),
         };
         let handle = start(config, inputs).await.expect("the proxy starts");
-        Front { handle, topology, lease, shutdown }
+        Front { handle, topology, lease, fresh, shutdown }
     }
 
     pub fn auto(&self) -> u16 {
