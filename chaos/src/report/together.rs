@@ -37,9 +37,12 @@ pub fn together(records: &[Record]) -> String {
     text + "\n" + &kinds_table(&faults)
 }
 
+/// How often a checker said what, and its figures.
+type Row<'r> = (BTreeMap<Outcome, usize>, BTreeMap<&'r str, u64>);
+
 /// One row per checker: how many runs it passed, and its figures added up.
 fn checkers(records: &[Record]) -> String {
-    let mut rows: BTreeMap<&str, (BTreeMap<Outcome, usize>, BTreeMap<&str, u64>)> = BTreeMap::new();
+    let mut rows: BTreeMap<&str, Row<'_>> = BTreeMap::new();
     for verdict in records.iter().flat_map(|record| &record.verdicts) {
         let (outcomes, counts) = rows.entry(&verdict.checker).or_default();
         *outcomes.entry(verdict.outcome).or_default() += 1;
