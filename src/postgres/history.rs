@@ -41,8 +41,7 @@ pub(super) fn reserve(wal: &Path, numbers: std::ops::Range<u32>, run_as: &RunAs)
     for number in numbers {
         let path = wal.join(Timeline(number).history_file());
         if !path.exists() {
-            write_atomic(&path, PLACEHOLDER, 0o600)?;
-            run_as.own(&path)?;
+            write_atomic(&path, PLACEHOLDER, 0o600, Some(run_as))?;
         }
     }
     Ok(())
@@ -58,8 +57,7 @@ pub(super) fn complete(wal: &Path, timeline: Timeline, run_as: &RunAs) -> Result
         let known = std::fs::read_to_string(&path).ok();
         let told = told_of(&text, Timeline(number));
         if known.is_none() || (told.is_some() && known.is_some_and(|known| known.starts_with(PLACEHOLDER))) {
-            write_atomic(&path, &told.unwrap_or_else(|| PLACEHOLDER.to_owned()), 0o600)?;
-            run_as.own(&path)?;
+            write_atomic(&path, &told.unwrap_or_else(|| PLACEHOLDER.to_owned()), 0o600, Some(run_as))?;
         }
     }
     Ok(())

@@ -455,11 +455,10 @@ impl Files {
 }
 
 fn replace(path: &Path, text: &str, owner: Option<&RunAs>) -> Result<(), Error> {
-    if std::fs::read_to_string(path).is_ok_and(|old| old == text) {
+    if std::fs::read_to_string(path).is_ok_and(|old| old == text) && owner.is_none_or(|owner| owner.owns(path)) {
         return Ok(());
     }
-    secrets::write_atomic(path, text, 0o600)?;
-    owner.map_or(Ok(()), |o| o.own(path))
+    secrets::write_atomic(path, text, 0o600, owner)
 }
 
 fn remove_passfiles(layout: &Layout, keep: Option<&Path>) -> Result<(), Error> {

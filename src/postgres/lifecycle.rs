@@ -70,8 +70,7 @@ impl Instance {
                 let _ = std::fs::remove_file(layout.pgdata.join(name));
             }
             let signal = layout.pgdata.join("standby.signal");
-            write_atomic(&signal, "", 0o600)?;
-            run_as.own(&signal)?;
+            write_atomic(&signal, "", 0o600, Some(&run_as))?;
             let auto = layout.pgdata.join("postgresql.auto.conf");
             super::drift::strip(&auto, &run_as).map(drop)
         })

@@ -42,6 +42,11 @@ impl RunAs {
         std::os::unix::fs::lchown(path, Some(self.user.uid), Some(self.user.gid)).map_err(io("cannot change the owner of", path))
     }
 
+    /// Is it that user's, as far as it matters?
+    pub fn owns(&self, path: &Path) -> bool {
+        !self.change || std::fs::symlink_metadata(path).is_ok_and(|found| found.uid() == self.user.uid)
+    }
+
     /// Lets a command run as that user.
     pub fn apply(&self, command: &mut tokio::process::Command) {
         if self.change {

@@ -101,6 +101,19 @@ async fn an_emergency_stop_works_from_any_thread() {
     assert!(!server.instance.emergency().immediate());
 }
 
+/// Whoever wrote it was ended before it was given away.
+#[tokio::test]
+async fn a_configuration_that_the_server_may_not_read_is_given_to_it() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let server = Server::primary(1).await;
+    server.instance.demote().await.unwrap();
+    let config = server.dir.path().join("postgres/postgresql.conf");
+    std::os::unix::fs::lchown(&config, Some(0), Some(0)).unwrap();
+    server.instance.start_detached(None).await.unwrap();
+}
+
 /// SIGHUP ends a process that has not yet said what is to become of it.
 #[tokio::test]
 async fn settings_may_change_while_the_server_starts() {

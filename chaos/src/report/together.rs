@@ -71,7 +71,7 @@ mod tests {
         let changes = stats::totals(&one).changes;
         let text = together(&[one.clone(), one.clone()]);
         assert!(text.starts_with("2 runs in "), "{text}");
-        assert!(text.contains(&format!("6 of 6 faults took hold, of 3 kinds; {} of primary", plural(2 * changes, "change"))), "{text}");
+        assert!(text.contains(&format!("6 of 6 faults took hold, of 2 kinds; {} of primary", plural(2 * changes, "change"))), "{text}");
         assert!(text.contains("| **all** | 6 of 6 |"), "{text}");
     }
 
