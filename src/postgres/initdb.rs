@@ -4,6 +4,7 @@
 use super::conf::{REPLICATION_ROLE, SUPERUSER};
 use super::error::{Error, io};
 use super::instance::{Activity, Instance, data_major, set_mode};
+use super::lifecycle::STANDBY_SIGNAL;
 use super::secrets::{generate_secrets, write_private};
 use super::session::literal;
 use super::tool::{self, blocking};
@@ -76,7 +77,16 @@ impl Instance {
             return Err(Error::Orphans { pids, path: self.layout.pgdata.clone() });
         }
         let layout = self.layout.clone();
-        blocking(move || data_major(&layout)?.ok_or(Error::NoDatabase { path: layout.pgdata.clone() })).await?;
+        blocking(move || {
+            data_major(&layout)?.ok_or(Error::NoDatabase { path: layout.pgdata.clone() })?;
+            // A first start that failed left it; single-user mode refuses to run beside it.
+            let signal = layout.pgdata.join("standby.signal");
+            if std::fs::read_to_string(&signal).is_ok_and(|text| text == STANDBY_SIGNAL) {
+                std::fs::remove_file(&signal).map_err(io("cannot remove", signal))?;
+            }
+            Ok::<(), Error>(())
+        })
+        .await?;
         self.refresh_install().await?;
         let secrets = self.secrets().unwrap_or_else(generate_secrets);
         self.set_secrets(secrets.clone()).await?;

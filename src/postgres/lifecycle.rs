@@ -22,6 +22,8 @@ use tokio::time::sleep;
 /// How long a start is watched before it is left to go on by itself: a longer crash recovery shows up in the facts as starting.
 const START_WATCHED: Duration = Duration::from_secs(5);
 /// An immediate shutdown takes milliseconds; PostgreSQL itself kills what is left after five seconds.
+/// What our own standby.signal says; PostgreSQL does not read it. One that says something else was put there by somebody.
+pub(super) const STANDBY_SIGNAL: &str = "# Trilithon starts every server as a standby\n";
 /// A shutdown is asked for this often until it has happened.
 const SIGNAL_AGAIN: Duration = Duration::from_millis(200);
 const IMMEDIATE_LIMIT: Duration = Duration::from_secs(2);
@@ -70,7 +72,7 @@ impl Instance {
                 let _ = std::fs::remove_file(layout.pgdata.join(name));
             }
             let signal = layout.pgdata.join("standby.signal");
-            write_atomic(&signal, "", 0o600, Some(&run_as))?;
+            write_atomic(&signal, STANDBY_SIGNAL, 0o600, Some(&run_as))?;
             let auto = layout.pgdata.join("postgresql.auto.conf");
             super::drift::strip(&auto, &run_as).map(drop)
         })

@@ -101,6 +101,16 @@ async fn an_emergency_stop_works_from_any_thread() {
     assert!(!server.instance.emergency().immediate());
 }
 
+/// A bootstrap whose first start fails begins it again, and makes sure of its roles before.
+#[tokio::test]
+async fn a_directory_is_prepared_again_after_a_start_that_failed() {
+    let server = Server::initialised(1).await;
+    server.instance.start_detached(None).await.unwrap();
+    server.instance.demote().await.unwrap();
+    server.instance.adopt_directory().await.unwrap();
+    server.instance.start_detached(None).await.unwrap();
+}
+
 /// Whoever wrote it was ended before it was given away.
 #[tokio::test]
 async fn a_configuration_that_the_server_may_not_read_is_given_to_it() {

@@ -30,7 +30,7 @@ async fn psql_and_pgbench_work_through_the_proxy_in_every_protocol() {
     }
     assert_eq!(psql(front.primary(), "select count(*) = 4 * 2 * 20 * 4 from pgbench_history"), "t");
     eventually("every client has left", || front.handle.stats().clients == 0).await;
-    assert_eq!(front.handle.stats().in_flight, 0);
+    eventually("nothing is in flight", || front.handle.stats().in_flight == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -109,7 +109,8 @@ async fn copy_streams_both_ways_and_a_failed_copy_leaves_the_session_usable() {
     }
     assert_eq!(code(sink.finish().await), "23505");
     assert_eq!(client.query_one("select count(*) from c", &[]).await.expect("usable").get::<_, i64>(0), 20_000);
-    assert_eq!(front.handle.stats().in_flight, 0);
+    // The client has its answer a moment before its passage is given back.
+    eventually("nothing is in flight", || front.handle.stats().in_flight == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
