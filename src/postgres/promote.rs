@@ -71,11 +71,12 @@ impl Instance {
     /// On a primary: a history for every timeline below its own, once. Upkeep does it too, for a promotion that nobody saw to its end: the
     /// next step begins as soon as the server is seen to be a primary.
     pub(super) async fn tell_histories(&self) -> Result<(), Error> {
-        if self.session().await?.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("f") {
+        // Asks the server nothing on a standby, nor twice on a primary.
+        let Some((_, timeline)) = self.promoted().filter(|(_, timeline)| self.told.load(Ordering::Relaxed) != timeline.0) else {
             return Ok(());
-        }
-        let timeline = self.identify().await?.timeline;
-        if timeline > Timeline(1) && self.told.load(Ordering::Relaxed) != timeline.0 {
+        };
+        let recovering = self.session().await?.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("f");
+        if !recovering && self.identify().await?.timeline == timeline {
             let (wal, run_as) = (self.layout.wal(), self.run_as.clone());
             blocking(move || history::complete(&wal, timeline, &run_as)).await?;
             self.told.store(timeline.0, Ordering::Relaxed);

@@ -134,13 +134,11 @@ mod tests {
         drop(recorder);
         let lost = |text: &str| text.lines().filter_map(|l| l.strip_prefix("dropped ")).map(|n| n.parse::<u32>().unwrap()).sum::<u32>();
         let kept = |text: &str| text.lines().filter(|l| !l.starts_with("dropped")).count() as u32;
-        let text = loop {
-            let text = std::fs::read_to_string(&path).unwrap();
-            if kept(&text) + lost(&text) == all {
-                break text;
-            }
-            std::thread::yield_now();
-        };
+        let whole = (0..1_000).find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            Some(std::fs::read_to_string(&path).unwrap()).filter(|text| kept(text) + lost(text) == all)
+        });
+        let text = whole.expect("the writer ends within ten seconds");
         // One may be with the writer already.
         assert!((99..=100).contains(&lost(&text)), "{} lost", lost(&text));
     }
