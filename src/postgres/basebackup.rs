@@ -2,12 +2,12 @@
 //! was there before is kept aside, so the last good copy is never wiped (INV-10).
 
 use super::conf::{Upstream, application_name};
+use super::durable::sync_dir;
 use super::error::{Error, io};
 use super::install::Install;
 use super::instance::{Activity, Instance, set_mode};
 use super::layout::Layout;
 use super::process::lock;
-use super::secrets::sync_dir;
 use super::tool::{self, KillGroup, blocking};
 use super::user::RunAs;
 use crate::types::SystemId;

@@ -1,10 +1,10 @@
 //! Notices when somebody changed a protected setting, and restores it.
 
 use super::conf::{Drift, strip_auto_conf};
+use super::durable::write_atomic;
 use super::error::{Error, io};
 use super::instance::{Files, Instance, QUERY_LIMIT};
 use super::process::{lock, rotate_log};
-use super::secrets::write_atomic;
 use super::session::literal;
 use super::tool::blocking;
 use super::user::RunAs;

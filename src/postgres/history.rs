@@ -6,8 +6,8 @@
 //! real timeline would be fatal to it, and one in the place of a timeline that did last elsewhere would hide the real file, which
 //! is fetched from the upstream only where none is.
 
+use super::durable::{sync_dir, write_atomic};
 use super::error::{Error, io};
-use super::secrets::{sync_dir, write_atomic};
 use super::user::RunAs;
 use crate::types::{Lsn, Timeline};
 use std::ffi::OsStr;

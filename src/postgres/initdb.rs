@@ -2,10 +2,11 @@
 //! nobody can connect before pg_hba.conf is ours.
 
 use super::conf::{REPLICATION_ROLE, SUPERUSER};
+use super::durable::write_private;
 use super::error::{Error, io};
 use super::instance::{Activity, Instance, data_major, set_mode};
 use super::lifecycle::STANDBY_SIGNAL;
-use super::secrets::{generate_secrets, write_private};
+use super::secrets::generate_secrets;
 use super::session::literal;
 use super::tool::{self, blocking};
 use crate::cluster::Secrets;

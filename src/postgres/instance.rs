@@ -5,6 +5,7 @@
 
 use super::conf::{self, Intent, SyncNames, Wishes};
 use super::control::ControlData;
+use super::durable::write_atomic;
 use super::error::{Error, io};
 use super::history::Ancestry;
 use super::identify::Identifier;
@@ -458,7 +459,7 @@ fn replace(path: &Path, text: &str, owner: Option<&RunAs>) -> Result<(), Error> 
     if std::fs::read_to_string(path).is_ok_and(|old| old == text) && owner.is_none_or(|owner| owner.owns(path)) {
         return Ok(());
     }
-    secrets::write_atomic(path, text, 0o600, owner)
+    write_atomic(path, text, 0o600, owner)
 }
 
 fn remove_passfiles(layout: &Layout, keep: Option<&Path>) -> Result<(), Error> {

@@ -5,11 +5,11 @@
 
 use super::conf::{Intent, StoppedAt, SyncNames, Upstream};
 use super::control::LastState;
+use super::durable::write_atomic;
 use super::error::Error;
 use super::instance::{Activity, Instance, QUERY_LIMIT, data_major};
 use super::process::{Postmaster, lock};
 use super::procfs::{self, PidFile};
-use super::secrets::write_atomic;
 use super::tool::{blocking, within};
 use super::{conf, history};
 use crate::types::SystemId;

@@ -12,6 +12,7 @@ mod basebackup;
 mod conf;
 mod control;
 mod drift;
+mod durable;
 mod error;
 mod facts;
 mod follow;

@@ -6,11 +6,11 @@
 
 use super::conf::Upstream;
 use super::control::LastState;
+use super::durable::{sync_dir, write_private};
 use super::error::{Error, io};
 use super::instance::{Activity, Instance};
 use super::lifecycle::POLL;
 use super::process::lock;
-use super::secrets::{sync_dir, write_private};
 use super::session::Session;
 use super::tool::{self, blocking, within};
 use super::{conf, layout::Layout};
