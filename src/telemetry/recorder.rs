@@ -39,10 +39,14 @@ impl<T: Send + 'static> Recorder<T> {
     /// # Errors
     /// The file cannot be made, or the thread.
     pub fn start(path: &Path, render: impl Render<T>) -> io::Result<Recorder<T>> {
+        Self::start_of(path, BYTES_MAX, render)
+    }
+
+    fn start_of(path: &Path, bytes_max: u64, render: impl Render<T>) -> io::Result<Recorder<T>> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         let (queue, entries) = sync_channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
-        let writer = Writer { file: BufWriter::new(file), written: 0, dropped: dropped.clone(), render };
+        let writer = Writer { file: BufWriter::new(file), written: 0, bytes_max, dropped: dropped.clone(), render };
         std::thread::Builder::new().name("recorder".to_owned()).spawn(move || writer.run(&entries))?;
         Ok(Recorder { queue, dropped })
     }
@@ -58,6 +62,7 @@ impl<T: Send + 'static> Recorder<T> {
 struct Writer<R> {
     file: BufWriter<File>,
     written: u64,
+    bytes_max: u64,
     dropped: Arc<AtomicU64>,
     render: R,
 }
@@ -96,7 +101,10 @@ impl<R> Writer<R> {
         let mut text = if missing > 0 { self.render.dropped(missing) } else { String::new() };
         text += &self.render.entry(entry);
         self.written += text.len() as u64;
-        if self.written > BYTES_MAX {
+        if self.written > self.bytes_max {
+            // The file says itself that it is not whole: who reads it may not have the log.
+            let end = self.render.dropped(missing + 1);
+            self.file.write_all(end.as_bytes()).and_then(|()| self.file.flush())?;
             return Err(io::Error::other("the file has grown as large as it may"));
         }
         self.file.write_all(text.as_bytes())
@@ -141,5 +149,20 @@ mod tests {
         let text = whole.expect("the writer ends within ten seconds");
         // One may be with the writer already.
         assert!((99..=100).contains(&lost(&text)), "{} lost", lost(&text));
+    }
+    #[test]
+    fn a_recording_that_is_full_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recording");
+        let (hold, gate) = sync_channel(1);
+        drop(hold);
+        let recorder = Recorder::start_of(&path, 100, Slow(gate)).unwrap();
+        (10..99).for_each(|n| recorder.record(n));
+        let ended = || std::fs::read_to_string(&path).unwrap().ends_with("dropped 1\n");
+        assert!((0..1_000).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            ended()
+        }));
+        assert!(std::fs::metadata(&path).unwrap().len() <= 110);
     }
 }
