@@ -262,10 +262,9 @@ impl Login<'_> {
     /// The topology may be ahead of the server or behind it; writing waits until both agree (INV-11).
     fn check_role(&self) -> Result<(), ConnectError> {
         let in_recovery = self.parameters.get(&b"in_hot_standby"[..]).is_some_and(|value| value == b"on");
-        match self.target.variant.role {
-            Role::Primary if in_recovery => Err(self.not_yet("it is still in recovery")),
-            Role::Primary | Role::Reader => Ok(()),
-        }
+        // P3: one that was the primary and starts again shows what nobody had confirmed. Reads that fell back to the primary wait, too.
+        let as_primary = self.target.is_primary || self.target.variant.role == Role::Primary;
+        if as_primary && in_recovery { Err(self.not_yet("it is still in recovery")) } else { Ok(()) }
     }
 
     fn refused(&self, fields: &Fields<'_>) -> ConnectError {

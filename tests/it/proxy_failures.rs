@@ -110,6 +110,22 @@ async fn no_standby_is_read_by_an_old_topology() {
     standby.simple_query("select 1").await.expect("the present again");
 }
 
+/// A primary that lost power and starts again is in recovery, with commits that nobody had confirmed (P3).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_is_in_recovery_is_not_read_in_place_of_a_standby() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_millis(300)).await;
+    let (reader, auto, writer) = (through(front.standby()).await, through(front.auto()).await, through(front.primary()).await);
+    flip(&front).await;
+    for client in [&reader, &auto, &writer] {
+        assert_eq!(code(client.simple_query("select 1").await), "08006");
+    }
+    pair.standby.promote();
+    for client in [&reader, &auto, &writer] {
+        client.simple_query("select 1").await.expect("it is the primary, and there is no standby");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn inv_11_a_demoted_primary_is_left_at_once_with_the_right_code() {
     let pair = Pair::start();
