@@ -158,12 +158,26 @@ pub fn up(args: &UpArgs) -> Result<ExitCode> {
         clocks: false,
         seed: 1,
     };
-    up_interactive(&spec).map(|()| ExitCode::SUCCESS)
+    up_interactive(&spec)?;
+    if args.dir.is_none() {
+        // Where the datacenters had no disks of their own, what was tried there goes with the world.
+        let _ = fs::remove_dir_all(&spec.dir);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 pub fn down() -> Result<ExitCode> {
-    World::clean_dead();
-    Ok(ExitCode::SUCCESS)
+    let (gone, faults) = World::clean_dead();
+    for dir in &gone {
+        anstream::println!("taken down: the world that was left over in {}", dir.display());
+    }
+    if gone.is_empty() && faults.is_empty() {
+        anstream::println!("no world was left over; those of running harnesses are theirs to take down");
+    }
+    for error in &faults {
+        anstream::eprintln!("error: {error:#}");
+    }
+    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 pub fn report(args: &ReportArgs) -> Result<ExitCode> {

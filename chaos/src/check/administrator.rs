@@ -5,6 +5,7 @@
 //! for "done": where the old primary fell silent in mid-drain, the election that the command waits for is put down to the lost lease.
 
 use super::case::{Case, seconds};
+use crate::cluster::SIGTERM;
 use crate::record::Verdict;
 use crate::workload::final_state::{Final, PrimaryChange};
 use crate::workload::history::{Command, Histories};
@@ -12,6 +13,8 @@ use crate::workload::history::{Command, Histories};
 const DONE: i32 = 0;
 /// As a cause in the history.
 const SWITCHOVER: &str = "switchover";
+/// A primary that is asked to end hands over as if it had been ordered.
+const HANDS_OVER: [&str; 2] = ["switchover", SIGTERM];
 /// Wrong usage; refused: certainly without effect.
 const WITHOUT_EFFECT: [i32; 2] = [2, 3];
 
@@ -19,8 +22,8 @@ const WITHOUT_EFFECT: [i32; 2] = [2, 3];
 #[must_use]
 pub fn check(histories: &Histories, end: &Final) -> Verdict {
     let mut case = Case::new("administrator");
-    let commands = |verb: &'static str| histories.commands.iter().filter(move |c| c.words.first().is_some_and(|word| word == verb));
-    let possible: Vec<&Command> = commands("switchover").filter(|c| c.exit.is_none_or(|exit| !WITHOUT_EFFECT.contains(&exit))).collect();
+    let orders = histories.commands.iter().filter(|c| c.words.first().is_some_and(|word| HANDS_OVER.contains(&word.as_str())));
+    let possible: Vec<&Command> = orders.filter(|c| c.exit.is_none_or(|exit| !WITHOUT_EFFECT.contains(&exit))).collect();
     let done = possible.iter().filter(|command| command.exit == Some(DONE)).count();
     case.need("commands", histories.commands.len(), 1);
     case.count("switchovers_done", done);
@@ -111,6 +114,14 @@ mod tests {
     fn twice_fails() {
         let commands = vec![command(&["switchover", "--to", "dc2"], Some(0)), command(&["switchover"], Some(3))];
         assert_failed(&judged(commands, &["switchover", "switchover"], None), "2 switchovers in the history and only 1");
+    }
+
+    #[test]
+    fn a_primary_that_was_asked_to_end_may_have_handed_over() {
+        let commands = || vec![command(&["switchover"], Some(0)), command(&["SIGTERM", "dc1"], None)];
+        assert_passed(&judged(commands(), &["switchover", "switchover"], None));
+        assert_passed(&judged(commands(), &["switchover"], None));
+        assert_failed(&judged(commands(), &["switchover", "switchover", "switchover"], None), "only 2");
     }
 
     #[test]

@@ -35,7 +35,7 @@ use crate::record::{At, RunClock};
 use crate::world::World;
 use anyhow::{Context as _, Result, bail};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
@@ -54,6 +54,9 @@ const POSTGRES_PARAMETERS: [(&str, &str); 2] = [("shared_buffers", "64MB"), ("ma
 
 /// Verbs that only ask. All others are noted, because somebody must account for what they change.
 const ASKING: &[&str] = &["status", "list", "topology", "history", "events", "dsn", "query", "version", "raft"];
+
+/// What a signal is noted as, in the place of a verb.
+pub const SIGTERM: &str = "SIGTERM";
 
 /// A command that was given to the cluster.
 #[derive(Clone, Debug)]
@@ -254,6 +257,28 @@ impl Cluster {
         let node = self.node(name)?;
         let command = self.system.cli(&node.site, words)?;
         output_within(command, CLI_LIMIT).with_context(|| format!("`{} {}` in {name}", self.system.name(), words.join(" ")))
+    }
+
+    /// Run `command`, which gives the cluster the order `words`, until its end or for `limit`, and note it.
+    ///
+    /// # Errors
+    /// It does not end in time, or cannot be started.
+    pub fn order(&self, command: Command, words: &[String], limit: Duration) -> Result<Output> {
+        let from = self.clock.now();
+        let output = output_within(command, limit);
+        self.note(words.to_vec(), from, output.as_ref().ok());
+        output
+    }
+
+    /// SIGTERM to what manages a node's Postgres, and wait. A primary hands over then, as if it had been ordered: it is noted.
+    ///
+    /// # Errors
+    /// As of [`Node::stop`].
+    pub fn terminate(&self, node: &Node) -> Result<ExitStatus> {
+        let from = self.clock.now();
+        let ended = node.stop();
+        self.note(vec![SIGTERM.to_owned(), node.name.clone()], from, None);
+        ended
     }
 
     /// Ask for a planned change of primary and wait for its outcome.

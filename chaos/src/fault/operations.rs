@@ -289,7 +289,7 @@ fn contradict(i: &mut Injected<'_>) -> Result<()> {
 fn rolling_restart(i: &mut Injected<'_>) -> Result<()> {
     for target in i.all_targets() {
         i.undo(format!("start {}", target.name()), move || target.start());
-        let status = target.node.stop()?;
+        let status = i.ctx.cluster.terminate(target.node)?;
         if !status.success() {
             bail!("{} ended with {status} after SIGTERM", target.name());
         }

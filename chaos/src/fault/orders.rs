@@ -35,11 +35,11 @@ impl Order {
 /// # Errors
 /// There is no such command line, or the machine has no thread left.
 pub fn give<'a>(i: &mut Injected<'a>, target: Target<'a>, words: &[&str]) -> Result<Order> {
-    let command = i.ctx.cluster.system().cli(target.site, words)?;
+    let (cluster, command) = (i.ctx.cluster.clone(), i.ctx.cluster.system().cli(target.site, words)?);
     let order = Order { words: words.join(" "), outcome: Arc::default() };
-    let outcome = Arc::clone(&order.outcome);
+    let (words, outcome) = (owned(words), Arc::clone(&order.outcome));
     let thread = std::thread::Builder::new().name("chaos-order".to_owned()).spawn(move || {
-        let said = crate::cluster::output_within(command, ORDER_LIMIT);
+        let said = cluster.order(command, &words, ORDER_LIMIT);
         let words = said.map_or_else(|error| format!("no outcome: {error:#}"), |output| in_words(&output));
         *outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
     });
@@ -53,14 +53,19 @@ pub fn give<'a>(i: &mut Injected<'a>, target: Target<'a>, words: &[&str]) -> Res
 /// # Errors
 /// As of [`give`].
 pub fn series<'a>(i: &mut Injected<'a>, target: Target<'a>, all: &[&[&str]]) -> Result<()> {
-    let system = i.ctx.cluster.system();
-    let mut commands = all.iter().map(|words| system.cli(target.site, words)).collect::<Result<Vec<_>>>()?.into_iter();
+    let cluster = i.ctx.cluster.clone();
+    let command = |words: &&[&str]| Ok((cluster.system().cli(target.site, words)?, owned(words)));
+    let mut commands = all.iter().map(command).collect::<Result<Vec<_>>>()?.into_iter();
     let toil = super::toil::Toil::begin("chaos-orders", move |rest| match commands.next() {
-        Some(command) => drop(crate::cluster::output_within(command, ORDER_LIMIT)),
+        Some((command, words)) => drop(cluster.order(command, &words, ORDER_LIMIT)),
         None => rest.sleep(Duration::from_secs(1)),
     })?;
     i.undo("the last of the orders", move || toil.end());
     Ok(())
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 /// Exit code and the last line of what it said.

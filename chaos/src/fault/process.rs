@@ -284,7 +284,7 @@ fn exhaust(i: &mut Injected<'_>) -> Result<()> {
 fn terminate<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
     let process = target.process(Kind::Node)?;
     i.undo(format!("start {}", target.name()), move || target.start());
-    let status = target.node.stop()?;
+    let status = i.ctx.cluster.terminate(target.node)?;
     if !status.success() {
         bail!("{} ended with {status} after SIGTERM, not in order", target.name());
     }

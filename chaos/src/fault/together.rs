@@ -66,7 +66,8 @@ pub(super) const FAULTS: &[Fault] = &[
         Aim::Primary,
         "No standby hears the primary's Postgres, commits that wait for one are cancelled, and then it is killed.",
         cancel_and_kill,
-    ),
+    )
+    .known("PostgreSQL shows a commit whose wait a superuser cancelled, though no standby confirmed it: what was read of it may be lost"),
     fault("everybody-loses-power", Aim::Everyone, "All three datacenters lose power within 50 ms, and come back together.", |i| {
         let all = i.all_targets();
         lose_power(i, &all)

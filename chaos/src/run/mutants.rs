@@ -140,7 +140,9 @@ fn one(mut settings: Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice
         Ok(finished) => {
             report::write(&finished.dir, &finished.record)?;
             let passed = report::judge(&finished.record).outcome == Outcome::Passed;
-            let failed: Vec<&Verdict> = finished.record.verdicts.iter().filter(|v| v.outcome == Outcome::Failed).collect();
+            let by = hunts::hunt(&bug.name).by;
+            let counts = |v: &&Verdict| by.is_none_or(|by| by.contains(&v.checker.as_str()));
+            let failed: Vec<&Verdict> = finished.record.verdicts.iter().filter(|v| v.outcome == Outcome::Failed).filter(counts).collect();
             let what = failed.first().map_or_else(|| "no checker found anything".to_owned(), |v| v.summary.clone());
             Ok(row(failed.iter().map(|v| v.checker.clone()).collect(), passed, what))
         }

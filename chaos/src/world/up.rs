@@ -79,7 +79,9 @@ impl World {
                 spec.dir.display()
             );
         }
-        World::clean_dead();
+        for error in World::clean_dead().1 {
+            eprintln!("world: {error:#}");
+        }
         folder(&spec.dir)?;
         let dir = spec.dir.canonicalize().with_context(|| spec.dir.display().to_string())?;
         World::clean_left_over(&dir)?;
@@ -108,18 +110,19 @@ impl World {
     }
 
     /// Takes down the worlds of all dead owners on this machine; those of the living are left alone.
-    pub fn clean_dead() {
+    /// The folders of those that are gone now; an error names what could not be taken down.
+    pub fn clean_dead() -> (Vec<PathBuf>, Vec<anyhow::Error>) {
+        let (mut gone, mut faults) = (Vec::new(), Vec::new());
         for dir in Manifest::registered() {
-            match Manifest::left_over(&dir) {
-                // A living owner's world is none of our business.
-                Err(_) | Ok(None) => {}
-                Ok(Some(left)) => {
-                    if let Err(error) = take_down(&dir, &left) {
-                        eprintln!("world: {error:#}");
-                    }
+            // A living owner's world is none of our business.
+            if let Ok(Some(left)) = Manifest::left_over(&dir) {
+                match take_down(&dir, &left) {
+                    Ok(()) => gone.push(dir),
+                    Err(error) => faults.push(error),
                 }
             }
         }
+        (gone, faults)
     }
 
     /// In order: `dc1`, `dc2`, …
