@@ -9,6 +9,7 @@ use super::procs::{Group, Kind, Process};
 use crate::cluster::Part;
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
+use std::time::Duration;
 
 const fn fault(name: &'static str, aim: Aim, about: &'static str, inject: super::kinds::Inject) -> Fault {
     Fault::new(Family::Process, name, aim, about, inject)
@@ -187,18 +188,27 @@ fn stop_process<'a>(i: &mut Injected<'a>, target: Target<'a>, kind: Kind, proces
     i.prove(format!("{what} stopped"), move || process.is_stopped().then(|| format!("{what} is stopped")));
 }
 
-/// A service manager's restarts are the harness's: it tends the nodes, this kills what it started.
+/// A service manager's restarts are the harness's, which starts nothing else while a fault is in force: a start would wait with whatever
+/// is frozen or hangs.
 fn again(i: &mut Injected<'_>) -> Result<()> {
+    const LIVES: Duration = Duration::from_millis(2_500);
+    const TEND_EVERY: Duration = Duration::from_millis(100);
     let target = i.target();
     let first = target.process(Kind::Node)?;
     i.undo(format!("start {}", target.name()), move || target.start());
     let log = Tail::of(target.node_log());
     let group = Group::of(first.pid)?;
+    let (cluster, clock) = (i.ctx.cluster.clone(), i.ctx.clock);
     let toil = super::toil::Toil::begin("chaos-kill", move |rest| {
         for process in group.find(Kind::Node) {
             process.signal(Signal::KILL);
         }
-        rest.sleep(std::time::Duration::from_millis(2_500));
+        let mut left = LIVES;
+        while !left.is_zero() && !rest.is_over() {
+            cluster.tend(&clock);
+            rest.sleep(TEND_EVERY);
+            left = left.saturating_sub(TEND_EVERY);
+        }
     })?;
     i.undo("end the killing", move || toil.end());
     prove_gone(i, target, Kind::Node, first);
