@@ -64,7 +64,12 @@ impl Instance {
     pub async fn follow(&self, upstream: Upstream, system: Option<SystemId>, descent: Option<&Descent>) -> Result<(), Error> {
         let _working = self.begin(Activity::Configuring)?;
         let (wal, known) = (self.layout.wal(), descent.cloned());
-        let strays = blocking(move || known.map_or(Ok(Vec::new()), |descent| history::strays(&wal, &descent))).await?;
+        let strays = blocking(move || {
+            let Some(descent) = known else { return Ok(Vec::new()) };
+            history::unhide(&wal, &descent.upstream)?;
+            history::strays(&wal, &descent)
+        });
+        let strays = strays.await?;
         if !strays.is_empty() {
             if self.supervisor.pid().is_some() {
                 self.stop_cleanly(RESTART_LIMIT).await?;

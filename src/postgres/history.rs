@@ -2,9 +2,12 @@
 //!
 //! A promotion takes the first number above the newest whose history file PostgreSQL can find. Numbers that were claimed for other
 //! promotions therefore get a placeholder in `pg_wal` for the moment of ours. Later the primary keeps them, because a standby that
-//! follows across the gap asks it for each file in between. Every start is a standby's, and removes them all: one above the newest
-//! real timeline would be fatal to it, and one in the place of a timeline that did last elsewhere would hide the real file, which
-//! is fetched from the upstream only where none is.
+//! follows across the gap asks it for each file in between.
+//!
+//! A start looks for the newest timeline in the same way, from the one in pg_control on, and stops at the first number without a file:
+//! WAL that lies on a timeline behind a gap would not be replayed, and its end not be told to an election (INV-7). So there is a
+//! placeholder in each gap below the newest real timeline that this directory is on the way to, and none anywhere else: one above it
+//! would be fatal, and one in the place of a timeline that did last elsewhere hides the real file, which is fetched only where none is.
 
 use super::durable::{sync_dir, write_atomic};
 use super::error::{Error, io};
@@ -87,8 +90,8 @@ pub(super) fn strays(wal: &Path, descent: &Descent) -> Result<Vec<PathBuf>, Erro
     Ok(real.map(|(_, path, _)| path).collect())
 }
 
-pub(super) fn forget(wal: &Path, strays: &[PathBuf]) -> Result<(), Error> {
-    for path in strays {
+pub(super) fn forget(wal: &Path, files: &[PathBuf]) -> Result<(), Error> {
+    for path in files {
         std::fs::remove_file(path).map_err(io("cannot remove", path))?;
     }
     sync_dir(wal)
@@ -102,9 +105,38 @@ fn histories(wal: &Path) -> Result<Vec<(u32, PathBuf, String)>, Error> {
     found.map(|(number, path)| Ok((number, path.clone(), std::fs::read_to_string(&path).map_err(io("cannot read", path))?))).collect()
 }
 
-/// Before a start.
-pub(super) fn withdraw_all(wal: &Path) -> Result<(), Error> {
-    withdraw(wal, |_, _| true)
+/// Where recovery begins, and what it must reach, as pg_control says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    pub checkpoint: (Timeline, Lsn),
+    /// Timeline 0: nothing.
+    pub least: (Timeline, Lsn),
+}
+
+impl Origin {
+    /// Is this the history of a timeline that the directory may be recovered along? PostgreSQL refuses any other.
+    fn leads_to(self, number: u32, history: &str) -> bool {
+        let left = |timeline: Timeline| history.lines().filter_map(parse_line).find(|(t, _)| *t == timeline).map(|(_, lsn)| lsn);
+        let goes = |(timeline, lsn): (Timeline, Lsn)| timeline.0 == number || left(timeline).is_some_and(|left| left >= lsn);
+        let (timeline, checkpoint) = self.checkpoint;
+        let from = timeline.0 == number || left(timeline).is_some_and(|left| left > checkpoint);
+        from && (self.least.0 == Timeline(0) || goes(self.least))
+    }
+}
+
+/// Before a start: a placeholder in each gap up to the newest timeline that recovery can reach, and no other.
+pub(super) fn bridge(wal: &Path, origin: Origin, run_as: &RunAs) -> Result<(), Error> {
+    let real = histories(wal)?.into_iter().filter(|(_, _, text)| !text.starts_with(PLACEHOLDER));
+    // PostgreSQL looks from here on.
+    let begin = origin.checkpoint.0.max(origin.least.0).0;
+    let newest = real.filter(|(number, _, text)| origin.leads_to(*number, text)).map(|(number, ..)| number).max().unwrap_or(begin);
+    withdraw(wal, |number, _| number <= begin || number > newest)?;
+    reserve(wal, begin + 1..newest, run_as)
+}
+
+/// Before an upstream is followed that was on these timelines: their real files are asked for.
+pub(super) fn unhide(wal: &Path, lasted: &[Timeline]) -> Result<(), Error> {
+    withdraw(wal, |number, _| lasted.contains(&Timeline(number)))
 }
 
 /// After a promotion that failed: a server that did promote goes on, and is asked for the placeholders below its own timeline.
@@ -115,10 +147,8 @@ pub(super) fn withdraw_beyond_newest(wal: &Path) -> Result<(), Error> {
 fn withdraw(wal: &Path, goes: impl Fn(u32, u32) -> bool) -> Result<(), Error> {
     let (placeholders, real): (Vec<_>, Vec<_>) = histories(wal)?.into_iter().partition(|(_, _, text)| text.starts_with(PLACEHOLDER));
     let newest_real = real.iter().map(|(number, ..)| *number).max().unwrap_or(1);
-    for (_, path, _) in placeholders.into_iter().filter(|(number, ..)| goes(*number, newest_real)) {
-        std::fs::remove_file(&path).map_err(io("cannot remove", path))?;
-    }
-    sync_dir(wal)
+    let going: Vec<PathBuf> = placeholders.into_iter().filter(|(n, ..)| goes(*n, newest_real)).map(|(_, path, _)| path).collect();
+    if going.is_empty() { Ok(()) } else { forget(wal, &going) }
 }
 
 #[cfg(test)]
@@ -173,16 +203,41 @@ mod tests {
         assert_eq!(read(3), "real\n", "what PostgreSQL wrote stays");
     }
 
+    fn at(timeline: u32, lsn: u64) -> Origin {
+        Origin { checkpoint: (Timeline(timeline), Lsn(lsn)), least: (Timeline(0), Lsn(0)) }
+    }
+
     #[test]
-    fn placeholders_below_a_real_timeline_stay_on_a_primary_and_none_survives_a_start() {
+    fn a_start_finds_the_newest_timeline_across_every_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = || (2..8).map(|n| dir.path().join(Timeline(n).history_file()).exists()).collect::<Vec<_>>();
+        let write = |n, text: &str| std::fs::write(dir.path().join(Timeline(n).history_file()), text).unwrap();
+        write(2, PLACEHOLDER);
+        write(4, "1\t0/100\tx\n");
+        write(7, PLACEHOLDER);
+        bridge(dir.path(), at(1, 0x90), &me()).unwrap();
+        assert_eq!(left(), [true, true, true, false, false, false], "2 and 3 bridged, nothing above 4");
+        bridge(dir.path(), at(4, 0x180), &me()).unwrap();
+        assert_eq!(left(), [false, false, true, false, false, false], "from 4 on there is no gap; 2 may have lasted elsewhere");
+        // 6 left timeline 4 before the checkpoint: it is no way for this directory.
+        write(6, "1\t0/100\tx\n4\t0/170\tx\n");
+        bridge(dir.path(), at(4, 0x180), &me()).unwrap();
+        assert_eq!(left(), [false, false, true, false, true, false]);
+        let beyond = Origin { least: (Timeline(4), Lsn(0x171)), ..at(4, 0x160) };
+        assert!(!beyond.leads_to(6, "4\t0/170\tx\n") && at(4, 0x160).leads_to(6, "4\t0/170\tx\n"));
+        let within = Origin { least: (Timeline(6), Lsn(0x171)), ..at(4, 0x160) };
+        assert!(within.leads_to(6, "4\t0/170\tx\n"));
+    }
+
+    #[test]
+    fn placeholders_below_a_real_timeline_stay_on_a_primary() {
         let dir = tempfile::tempdir().unwrap();
         reserve(dir.path(), 2..7, &me()).unwrap();
         std::fs::write(dir.path().join("00000004.history"), "1\t0/16B3748\tx\n").unwrap();
         let left = || (2..7).map(|n| dir.path().join(Timeline(n).history_file()).exists()).collect::<Vec<_>>();
         withdraw_beyond_newest(dir.path()).unwrap();
         assert_eq!(left(), [true, true, true, false, false]);
-        // Timeline 2 may have lasted elsewhere: its real file must be asked for.
-        withdraw_all(dir.path()).unwrap();
-        assert_eq!(left(), [false, false, true, false, false]);
+        unhide(dir.path(), &[1, 2, 4].map(Timeline)).unwrap();
+        assert_eq!(left(), [false, true, true, false, false], "timeline 2 did last elsewhere");
     }
 }

@@ -59,6 +59,10 @@ impl Instance {
         let control = self.control_data().await?;
         self.check_system(&control, system)?;
         lock(&self.model).sizes = control.sizes.clone();
+        let origin = history::Origin {
+            checkpoint: (control.checkpoint_timeline, control.checkpoint),
+            least: (control.min_recovery_timeline, control.min_recovery_end),
+        };
         self.retune(|intent| *intent = Intent { upstream, ..Intent::default() }).await?;
         self.told.store(0, Ordering::Relaxed);
         let layout = self.layout.clone();
@@ -67,7 +71,7 @@ impl Instance {
             if data_major(&layout)?.is_none() {
                 return Err(Error::NoDatabase { path: layout.pgdata.clone() });
             }
-            history::withdraw_all(&layout.wal())?;
+            history::bridge(&layout.wal(), origin, &run_as)?;
             for name in ["promote", "recovery.signal", "fallback_promote", "backup_label.old"] {
                 let _ = std::fs::remove_file(layout.pgdata.join(name));
             }

@@ -154,6 +154,33 @@ async fn a_promotion_skips_claimed_timelines_and_others_follow_across_the_gap() 
     third.until("is on the new timeline after a restart", |f| f.timeline == Some(Timeline(6)) && f.position.is_some()).await;
 }
 
+/// INV-7: pg_control still names the timeline below the gap, and PostgreSQL looks for newer ones number by number.
+#[tokio::test]
+async fn the_end_of_wal_on_a_timeline_behind_a_gap_is_told_after_a_crash() {
+    let old = Server::primary(1).await;
+    let winner = Server::standby(2, &old).await;
+    let third = Server::standby(3, &old).await;
+    old.instance.apply_rule(Epoch(2), &old.rule(&[2, 3], 2), LIMIT).await.unwrap();
+    write(&old, "a").await;
+    old.instance.demote().await.unwrap();
+    for standby in [&winner, &third] {
+        standby.instance.detach(LIMIT).await.unwrap();
+        standby.until("has its end", |f| f.position.is_some()).await;
+    }
+    winner.instance.promote(Epoch(6), Timeline(6), &winner.rule(&[3], 1), LIMIT).await.unwrap();
+    third.instance.follow(winner.upstream(6), None, None).await.unwrap();
+    winner.instance.apply_rule(Epoch(6), &winner.rule(&[3], 1), LIMIT).await.unwrap();
+    write(&winner, "b").await;
+    let confirmed = third.until("received on the new timeline", |f| f.timeline == Some(Timeline(6)) && f.position.is_some()).await;
+    for server in [&winner, &third] {
+        server.instance.demote().await.unwrap();
+        server.instance.start_detached(None).await.unwrap();
+        let found = server.until("has its end again", |f| f.position.is_some()).await;
+        assert_eq!(found.timeline, Some(Timeline(6)));
+        assert!(found.position >= confirmed.position, "{:?} < {:?}", found.position, confirmed.position);
+    }
+}
+
 #[tokio::test]
 async fn a_diverged_primary_is_rewound_and_follows() {
     let old = Server::primary(1).await;
