@@ -36,11 +36,8 @@ impl World {
             let pg = &mut self.nodes[slot].pg;
             pg.replacing = Some(replacing);
             pg.copied = copied;
-            if replacing == Replacing::Clone {
-                pg.data = None;
-            }
-            // Until it is through, the directory must not be started.
-            pg.poisoned = true;
+            // Until a rewind is through, the directory must not be started. A copy is taken beside it: broken off, it changed nothing (INV-10).
+            pg.poisoned |= replacing == Replacing::Rewind;
         }
         if let Action::ApplyRule { rule, .. } = &action {
             // INV-6: the proof of another rule ends where its names leave the configuration, also if this attempt is broken off.
