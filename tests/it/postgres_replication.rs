@@ -124,8 +124,8 @@ async fn a_walreceiver_with_old_configuration_cannot_connect_again() {
     assert_eq!(drift.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["primary_conninfo"]);
 }
 
-#[tokio::test]
-async fn a_promotion_skips_claimed_timelines_and_others_follow_across_the_gap() {
+/// The lost primary, which both hold all of, and two sealed standbys.
+async fn two_that_lost_their_primary() -> (Server, Server, Server) {
     let old = Server::primary(1).await;
     let winner = Server::standby(2, &old).await;
     let third = Server::standby(3, &old).await;
@@ -136,6 +136,12 @@ async fn a_promotion_skips_claimed_timelines_and_others_follow_across_the_gap() 
         standby.instance.detach(LIMIT).await.unwrap();
         standby.until("has its end", |f| f.position.is_some()).await;
     }
+    (old, winner, third)
+}
+
+#[tokio::test]
+async fn a_promotion_skips_claimed_timelines_and_others_follow_across_the_gap() {
+    let (_old, winner, third) = two_that_lost_their_primary().await;
     let begun = Instant::now();
     winner.instance.promote(Epoch(6), Timeline(6), &winner.rule(&[3], 1), LIMIT).await.unwrap();
     println!("promotion took {:?}", begun.elapsed());
@@ -157,16 +163,7 @@ async fn a_promotion_skips_claimed_timelines_and_others_follow_across_the_gap() 
 /// INV-7: pg_control still names the timeline below the gap, and PostgreSQL looks for newer ones number by number.
 #[tokio::test]
 async fn the_end_of_wal_on_a_timeline_behind_a_gap_is_told_after_a_crash() {
-    let old = Server::primary(1).await;
-    let winner = Server::standby(2, &old).await;
-    let third = Server::standby(3, &old).await;
-    old.instance.apply_rule(Epoch(2), &old.rule(&[2, 3], 2), LIMIT).await.unwrap();
-    write(&old, "a").await;
-    old.instance.demote().await.unwrap();
-    for standby in [&winner, &third] {
-        standby.instance.detach(LIMIT).await.unwrap();
-        standby.until("has its end", |f| f.position.is_some()).await;
-    }
+    let (_old, winner, third) = two_that_lost_their_primary().await;
     winner.instance.promote(Epoch(6), Timeline(6), &winner.rule(&[3], 1), LIMIT).await.unwrap();
     third.instance.follow(winner.upstream(6), None, None).await.unwrap();
     winner.instance.apply_rule(Epoch(6), &winner.rule(&[3], 1), LIMIT).await.unwrap();
