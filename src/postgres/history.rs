@@ -109,12 +109,13 @@ fn histories(wal: &Path) -> Result<Vec<(u32, PathBuf, String)>, Error> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Origin {
     pub checkpoint: (Timeline, Lsn),
-    /// Timeline 0: nothing.
+    /// The end of what must be replayed before the copy is consistent; timeline 0: nothing.
     pub least: (Timeline, Lsn),
 }
 
 impl Origin {
-    /// Is this the history of a timeline that the directory may be recovered along? PostgreSQL refuses any other.
+    /// Is this the history of a timeline that the directory may be recovered along? PostgreSQL refuses any other: the checkpoint record
+    /// must lie before the point where its timeline was left, and what must be reached may end there.
     fn leads_to(self, number: u32, history: &str) -> bool {
         let left = |timeline: Timeline| history.lines().filter_map(parse_line).find(|(t, _)| *t == timeline).map(|(_, lsn)| lsn);
         let goes = |(timeline, lsn): (Timeline, Lsn)| timeline.0 == number || left(timeline).is_some_and(|left| left >= lsn);

@@ -150,6 +150,7 @@ mod tests {
         // One may be with the writer already.
         assert!((99..=100).contains(&lost(&text)), "{} lost", lost(&text));
     }
+
     #[test]
     fn a_recording_that_is_full_says_so() {
         let dir = tempfile::tempdir().unwrap();
