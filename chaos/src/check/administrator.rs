@@ -1,8 +1,8 @@
 //! Administrator: a command takes effect at most once, and one that said "done" did.
 //!
-//! Only switchovers leave a countable trace: `history` names each change of primary with its cause. To which node is no criterion
-//! for "at most once": preference breaks ties only, so that a switchover to one node may rightly end at another. Nor is the cause one
-//! for "done": where the old primary fell silent in mid-drain, the election that the command waits for is put down to the lost lease.
+//! Of changes of primary only switchovers leave a countable trace: `history` names each with its cause. To which node is no criterion for
+//! "at most once": preference breaks ties only, so that a switchover to one node may rightly end at another. Nor is the cause one for
+//! "done": where the old primary fell silent in mid-drain, the election that the command waits for is put down to the lost lease.
 
 use super::case::{Case, seconds};
 use crate::cluster::SIGTERM;
@@ -10,13 +10,13 @@ use crate::record::Verdict;
 use crate::workload::final_state::{Final, PrimaryChange};
 use crate::workload::history::{Command, Histories};
 
-const DONE: i32 = 0;
+pub(super) const DONE: i32 = 0;
 /// As a cause in the history.
 const SWITCHOVER: &str = "switchover";
 /// A primary that is asked to end hands over as if it had been ordered.
 const HANDS_OVER: [&str; 2] = ["switchover", SIGTERM];
 /// Wrong usage; refused: certainly without effect.
-const WITHOUT_EFFECT: [i32; 2] = [2, 3];
+pub(super) const WITHOUT_EFFECT: [i32; 2] = [2, 3];
 
 /// No more switchovers than commands that may have had an effect, no fewer than commands that said they had.
 #[must_use]
@@ -38,6 +38,7 @@ pub fn check(histories: &Histories, end: &Final) -> Verdict {
         }
     }
     case.count("switchovers_in_history", effects);
+    super::settings::compare(histories, end, &mut case);
     let last =
         histories.commands.iter().filter(|c| c.words.first().is_some_and(|word| word == "pause" || word == "resume")).max_by_key(|c| c.to);
     if let (Some(command), Some(is_paused)) = (last, end.is_paused)
@@ -67,7 +68,7 @@ fn compare(possible: &[&Command], done: usize, recent: &[&PrimaryChange], case: 
     }
 }
 
-fn show(command: &Command) -> String {
+pub(super) fn show(command: &Command) -> String {
     let exit = command.exit.map_or_else(|| "did not end".to_owned(), |exit| format!("exit {exit}"));
     format!("{}–{} s  trilithon {}: {exit}", seconds(command.from), seconds(command.to), command.words.join(" "))
 }

@@ -10,7 +10,7 @@
 //! | [`replica`] | what anybody read anywhere is there at the end | a row that was seen and is gone |
 //! | [`contract`] | 08006 and 40001: not applied; 08007: unknown | a refused write that was applied; a false acknowledgement |
 //! | [`dual_primary`] | one node acknowledges at a time | an older timeline that acknowledges after a newer one |
-//! | [`administrator`] | a command takes effect at most once | more switchovers than commands |
+//! | [`administrator`] | a command takes effect at most once; a setting said to be changed is | more switchovers than commands; a change undone |
 //! | [`copies`] | equal nodes, sound files | different hashes, histories, pg_amcheck, checksums |
 //!
 //! Deliberately absent: any look at the cluster, and "passed" where too little was seen.
@@ -26,6 +26,7 @@ pub mod register;
 pub mod replica;
 pub mod session;
 pub mod set;
+mod settings;
 pub mod wgl;
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! would prove that they did. A fault without evidence is inconclusive: nothing may be concluded from a run in which it did not take
 //! hold. Deliberately absent: when a fault strikes and for how long (the run's plan), and any verdict about what it did (the checkers).
 
+mod administrators;
 mod aim;
 mod clients;
 mod clock;
@@ -56,6 +57,7 @@ pub fn catalogue() -> &'static [Fault] {
             damage::FAULTS,
             postgres::FAULTS,
             operations::FAULTS,
+            administrators::FAULTS,
             clients::FAULTS,
             together::FAULTS,
         ];

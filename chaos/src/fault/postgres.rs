@@ -107,10 +107,9 @@ fn long_recovery(i: &mut Injected<'_>) -> Result<()> {
     Ok(())
 }
 
-fn pause_replay<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
+pub(super) fn pause_replay<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
     i.undo(format!("replay of {} goes on", target.name()), move || {
-        // One that was promoted or started again meanwhile replays as it should.
-        let _ = target.sql("SELECT pg_wal_replay_resume() WHERE pg_is_in_recovery()");
+        resume_replay(target);
         Ok(())
     });
     target.sql("SELECT pg_wal_replay_pause()")?;
@@ -120,6 +119,11 @@ fn pause_replay<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
     })?;
     i.proved(format!("replay of {} is paused", target.name()));
     Ok(())
+}
+
+/// One that was promoted or started again meanwhile replays as it should.
+pub(super) fn resume_replay(target: Target<'_>) {
+    let _ = target.sql("SELECT pg_wal_replay_resume() WHERE pg_is_in_recovery()");
 }
 
 fn hold_lock<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {

@@ -61,7 +61,8 @@ impl Login {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut config = Config::new();
-        config.user("postgres").password(&self.password).dbname("postgres").ssl_mode(SslMode::Disable);
+        // Named as the workload's own clients: a proxy gives a server connection only to clients with equal parameters.
+        config.user("postgres").password(&self.password).dbname("postgres").application_name("chaos").ssl_mode(SslMode::Disable);
         let in_words = |error: Error| anyhow!(crate::cluster::in_words(&error));
         let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(in_words)?;
         tokio::select! {

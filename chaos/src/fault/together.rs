@@ -3,10 +3,12 @@
 use super::aim::Target;
 use super::injected::Injected;
 use super::kinds::{Aim, Family, Fault, Needs, Phase};
-use super::{disk, process, sessions};
+use super::procs::{Kind, Process};
+use super::{disk, postgres, process, sessions};
 use anyhow::{Context as _, Result, anyhow, bail};
 use rand::Rng as _;
 use rand::seq::SliceRandom as _;
+use rustix::process::Signal;
 use std::time::Duration;
 
 const fn fault(name: &'static str, aim: Aim, about: &'static str, inject: super::kinds::Inject) -> Fault {
@@ -68,6 +70,13 @@ pub(super) const FAULTS: &[Fault] = &[
         cancel_and_kill,
     )
     .known("PostgreSQL shows a commit whose wait a superuser cancelled, though no standby confirmed it: what was read of it may be lost"),
+    fault(
+        "reads-lost-while-standbys-lag",
+        Aim::Primary,
+        "Neither standby replays, the primary's Postgres stands still under its clients' requests and is killed: no read may be run again elsewhere.",
+        lose_reads,
+    )
+    .hold(5, 12),
     fault("everybody-loses-power", Aim::Everyone, "All three datacenters lose power within 50 ms, and come back together.", |i| {
         let all = i.all_targets();
         lose_power(i, &all)
@@ -173,6 +182,29 @@ fn cancel_and_kill(i: &mut Injected<'_>) -> Result<()> {
     std::thread::sleep(WAITS);
     process::kill_all(i, target)?;
     i.prove("cancelled waits", move || (cancelled.get() > 0).then(|| format!("waiting commits were cancelled {} times", cancelled.get())));
+    Ok(())
+}
+
+/// Replay goes on as soon as the requests were lost: an election must not wait for what a standby has not replayed.
+fn lose_reads(i: &mut Injected<'_>) -> Result<()> {
+    const LAG: Duration = Duration::from_secs(2);
+    const STANDS_STILL: Duration = Duration::from_secs(1);
+    const LOST_WITHIN: Duration = Duration::from_millis(500);
+    let (target, standbys) = (i.target(), i.others(i.target()));
+    for standby in &standbys {
+        postgres::pause_replay(i, *standby)?;
+    }
+    std::thread::sleep(LAG);
+    let servers = [Kind::Postmaster, Kind::Backend, Kind::WalSender, Kind::Checkpointer].map(|kind| target.processes(kind)).concat();
+    servers.iter().for_each(|process| process.signal(Signal::STOP));
+    std::thread::sleep(STANDS_STILL);
+    servers.iter().for_each(|process| process.signal(Signal::KILL));
+    i.prove(format!("Postgres of {} gone", target.name()), move || {
+        let gone = servers.iter().all(Process::is_gone);
+        gone.then(|| format!("{} processes of Postgres on {} were stopped for a second and killed", servers.len(), target.name()))
+    });
+    std::thread::sleep(LOST_WITHIN);
+    standbys.iter().for_each(|standby| postgres::resume_replay(*standby));
     Ok(())
 }
 

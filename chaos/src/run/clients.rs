@@ -5,7 +5,7 @@ use crate::cluster::Cluster;
 use crate::record::RunClock;
 use crate::workload::administrator::{Answer, Commander, Orders};
 use crate::workload::final_reads::{amcheck, gather};
-use crate::workload::final_state::{Final, parse_changes};
+use crate::workload::final_state::{Final, parse_changes, parse_settings};
 use crate::workload::history::Command as Noted;
 use crate::workload::place::{Job, Login, Place, Ports};
 use crate::workload::{self, Running};
@@ -56,6 +56,8 @@ pub fn finally(cluster: &Cluster, clock: RunClock) -> Result<Final> {
     if cluster.system().tells().history {
         let history = cluster.cli(&["history", "-o", "json"])?;
         end.changes = parse_changes(&String::from_utf8_lossy(&history.stdout)).ok();
+        let settings = cluster.cli_unnoted(&["config", "show", "-o", "json"])?;
+        end.settings = parse_settings(&String::from_utf8_lossy(&settings.stdout)).ok();
     }
     end.is_paused = cluster.status().ok().map(|s| s.paused);
     Ok(end)

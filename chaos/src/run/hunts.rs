@@ -44,7 +44,12 @@ const KILLED: &[Entry] = &[("kill-postmaster", Phase::Steady), ("kill-postmaster
 const UNEQUAL: &[Entry] = &[("primary-lost-behind-a-broken-line", Phase::Steady), ("primary-lost-behind-a-broken-line", Phase::Steady)];
 const REPLAY_PAUSED: &[Entry] = &[("replay-paused", Phase::Steady)];
 const CANCELLED: &[Entry] = &[("cancelled-waits-and-failover", Phase::Steady)];
-const ORDERS: &[Entry] = &[("contradicting-orders", Phase::Steady), ("kill-raft-leader", Phase::Drain)];
+/// Servers are freed by clients that leave in the middle of a transaction.
+const ABANDONED: &[Entry] = &[("idle-in-transaction-herd", Phase::Steady), ("idle-in-transaction-herd", Phase::Steady)];
+/// Reads are in flight when their server is lost, and no standby knows the newest rows.
+const READS_LOST: &[Entry] = &[("reads-lost-while-standbys-lag", Phase::Steady), ("reads-lost-while-standbys-lag", Phase::Steady)];
+const RIVALS: &[Entry] = &[("settings-changed-by-three", Phase::Steady)];
+const ORDERED_TWICE: &[Entry] = &[("order-given-through-a-dying-node", Phase::Steady), ("order-given-through-a-dying-node", Phase::Steady)];
 
 /// For the pair that must fail.
 pub const CONTROL: &[Entry] = &[("isolate-primary", Phase::Steady)];
@@ -71,12 +76,13 @@ pub fn hunt(bug: &str) -> Hunt {
         "read-on-standby" | "forget-own-writes" => with(REPLAY_PAUSED),
         "replay-unknown-write" => with(KILLED),
         "unknown-said-not-applied" => with(DEAF),
-        "reread-elsewhere" => with(&[("bridge", Phase::Steady)]),
-        "leak-transaction" => with(&[("idle-in-transaction-herd", Phase::Steady)]),
+        "reread-elsewhere" => with(READS_LOST),
+        "leak-transaction" => with(ABANDONED),
         // What is read of a commit whose wait was cancelled is promised to nobody; what is acknowledged is.
         "cancelled-wait-acknowledged" => Hunt { by: Some(&["set"]), ..with(CANCELLED) },
         "switchover-said-done" => with(SWITCHOVER),
-        "no-compare-and-set" | "request-applied-twice" => Hunt { administrator: true, ..with(ORDERS) },
+        "no-compare-and-set" => with(RIVALS),
+        "request-applied-twice" => with(ORDERED_TWICE),
         "promise-not-persisted" => hidden("the consensus log, which is durable, raises the promise again before it matters"),
         "vote-forgotten" => hidden("a node must start again between two candidates of one term"),
         _ => with(HUNT),
@@ -114,7 +120,10 @@ mod tests {
             UNEQUAL,
             REPLAY_PAUSED,
             CANCELLED,
-            ORDERS,
+            ABANDONED,
+            READS_LOST,
+            RIVALS,
+            ORDERED_TWICE,
         ];
         for (name, phase) in lists.concat() {
             let found = fault::catalogue().iter().find(|f| f.name == name);

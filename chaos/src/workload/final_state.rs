@@ -57,6 +57,17 @@ pub fn parse_changes(json: &str) -> Result<Vec<PrimaryChange>> {
     serde_json::from_str(json).context("`history -o json` did not print a list of changes of primary")
 }
 
+/// Reads the output of `trilithon config show -o json`.
+///
+/// # Errors
+/// When it is not what is documented.
+pub fn parse_settings(json: &str) -> Result<BTreeMap<String, String>> {
+    let values: BTreeMap<String, serde_json::Value> =
+        serde_json::from_str(json).context("`config show -o json` did not print a table of settings")?;
+    let plain = |value: serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    Ok(values.into_iter().map(|(key, value)| (key, plain(value))).collect())
+}
+
 /// The end of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Final {
@@ -73,4 +84,7 @@ pub struct Final {
     pub since_epoch: u64,
     /// `None`: nobody asked.
     pub is_paused: Option<bool>,
+    /// The cluster's settings; `None`: nobody asked.
+    #[serde(default)]
+    pub settings: Option<BTreeMap<String, String>>,
 }
