@@ -95,6 +95,18 @@ pub struct FaultRecord {
     pub steps: Option<Steps>,
 }
 
+impl FaultRecord {
+    /// The phase in which all is well, in words.
+    const STEADY: &str = "steady";
+
+    /// It struck while all was well. Where the cluster was brought to a phase that had passed by then, [`FaultRecord::aim`] says after a
+    /// comma what it took.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.phase == FaultRecord::STEADY && !self.aim.contains(", ")
+    }
+}
+
 /// The steps of the first failover after a fault, as the cluster's history and the clients tell them; one not seen is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -35,10 +35,8 @@ pub fn together(records: &[Record]) -> String {
         count(sum(|t| t.unknown)),
     );
     text += &checkers(records);
-    for (title, steady) in [("Struck while all was well", true), ("Struck during a change, with which something was broken already", false)]
-    {
-        let part =
-            Record { faults: faults.faults.iter().filter(|f| (f.phase == STEADY) == steady).cloned().collect(), ..Record::default() };
+    for (title, alone) in [(PEACE, true), (CHANGE, false)] {
+        let part = Record { faults: faults.faults.iter().filter(|f| f.is_alone() == alone).cloned().collect(), ..Record::default() };
         if !part.faults.is_empty() {
             text += &format!("\n### {title}\n\n{}", kinds_table(&part));
         }
@@ -46,8 +44,9 @@ pub fn together(records: &[Record]) -> String {
     text
 }
 
-/// As records name the phase in which nothing else goes on.
-const STEADY: &str = "steady";
+/// Above the faults that met a sound cluster, and above the others.
+const PEACE: &str = "Struck while all was well";
+const CHANGE: &str = "Struck during a change, for which something had been broken before";
 
 /// How often a checker said what, and its figures.
 type Row<'r> = (BTreeMap<Outcome, usize>, BTreeMap<&'r str, u64>);

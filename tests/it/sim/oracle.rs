@@ -103,6 +103,11 @@ impl World {
             self.oracle.alone.push((end, self.now));
             return;
         }
+        // Of one that goes on alone the administrator has accepted to lose this, too; whether it may go on at all was asked above.
+        let given_up = acks == 0 && self.raft.truth.history.iter().any(|h| h.accept_loss && h.epoch > epoch);
+        if given_up {
+            return;
+        }
         if let Some(before) = self.oracle.acked {
             let kept = self.wal.contains(end, before);
             if !kept && !self.wal.contains(before, end) {
