@@ -127,8 +127,10 @@ impl Controller {
 /// How long nothing can happen by time alone.
 fn tick(state: &ClusterState, view: &View) -> Duration {
     let calm = matches!(state.phase, Phase::Steady { .. }) && state.change.is_none() && state.rules.len() == 1;
-    let left = state.lease_wait().saturating_sub(view.now.since(view.lease_seen));
-    if calm { CALM_TICK.min(left).max(Duration::from_millis(5)) } else { TICK }
+    let waited = view.now.since(view.lease_seen);
+    let left = [state.serving_wait(), state.lease_wait()].map(|wait| wait.saturating_sub(waited));
+    let next = left.into_iter().find(|left| !left.is_zero()).unwrap_or_default();
+    if calm { CALM_TICK.min(next).max(Duration::from_millis(5)) } else { TICK }
 }
 
 /// A node's death should cost one election, not two: prefer a Raft leader that is not the primary.

@@ -24,7 +24,7 @@ pub type Fence = Arc<dyn Fn() + Send + Sync>;
 pub struct LeaseCell {
     clock: Clock,
     inner: Mutex<Inner>,
-    /// Milliseconds on [`Clock`] until which the proxy of this node may send writes; 0: not at all.
+    /// Milliseconds on [`Clock`] until which the proxy of this node may begin transactions on the primary; 0: not at all.
     serve_until_ms: AtomicU64,
     /// Bumped when the belief changed other than by time.
     version: watch::Sender<u64>,
@@ -53,10 +53,8 @@ impl LeaseCell {
             return;
         }
         inner.holder.renewed(epoch, sent, settings);
-        let until = inner
-            .holder
-            .deadline()
-            .map_or(0, |(_, deadline)| deadline.0.saturating_sub(u64::try_from(settings.fencing_margin().as_millis()).unwrap_or(u64::MAX)));
+        // INV-9: a later answer to an earlier renewal takes nothing back; all who store hold the lock.
+        let until = self.serve_until_ms.load(Ordering::Relaxed).max(sent.after(settings.serving_ttl()).0);
         self.serve_until_ms.store(until, Ordering::Release);
         drop(inner);
         self.version.send_modify(|v| *v += 1);
@@ -120,7 +118,9 @@ impl LeaseCell {
         self.lock().released == Some(epoch)
     }
 
-    /// May the proxy of this node send writes to the local primary now? One atomic load and one clock reading.
+    /// May the proxy of this node begin a transaction on the local primary now? Only for a part of the lease, see
+    /// [`Settings::serving_ttl`]: Postgres goes on until the fencing moment, but a read of it is no longer sure to be current. One atomic
+    /// load and one clock reading.
     #[must_use]
     pub fn may_serve(&self) -> bool {
         self.clock.now().0 < self.serve_until_ms.load(Ordering::Acquire) || bug::is(Bug::IgnoreLease)
@@ -232,5 +232,28 @@ impl LeaseKeeper {
             let fencing = Millis(deadline.0.saturating_sub(u64::try_from(settings.fencing_margin().as_millis()).unwrap_or(u64::MAX)));
             fencing.since(self.clock.now())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inv_9_transactions_begin_for_a_part_of_the_lease_only() {
+        let (clock, settings) = (Clock::default(), Settings { lease_ttl_ms: 80_000, ..Settings::default() });
+        let epoch = Epoch(3);
+        let ago = |time: Duration| Millis(clock.now().0.saturating_sub(u64::try_from(time.as_millis()).unwrap_or_default()));
+        let cell = LeaseCell::new(clock);
+        assert!(!cell.may_serve(), "no lease");
+        cell.renewed(epoch, ago(settings.serving_ttl()), &settings);
+        assert!(!cell.may_serve(), "a firewall may refuse in its place, and another be elected");
+        assert_eq!(cell.belief(&settings), LeaseBelief::Valid { epoch }, "Postgres goes on");
+        cell.renewed(epoch, ago(Duration::ZERO), &settings);
+        assert!(cell.may_serve());
+        cell.renewed(epoch, ago(settings.lease_ttl() / 2), &settings);
+        assert!(cell.may_serve(), "a late answer takes nothing back");
+        cell.release(epoch);
+        assert!(!cell.may_serve());
     }
 }

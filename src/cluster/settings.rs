@@ -86,6 +86,19 @@ impl Settings {
         Duration::from_millis(scaled + 50)
     }
 
+    /// How long after a renewal was sent the holder's proxy may begin transactions: half as long again as from one renewal to the next.
+    /// All that stands between a primary in whose place a firewall refuses connections and the next one (INV-9).
+    #[must_use]
+    pub fn serving_ttl(&self) -> Duration {
+        Duration::from_millis(serving_share(self.lease_ttl_ms))
+    }
+
+    /// How long others wait after applying the last renewal of a lease of `ttl_ms` milliseconds, until no transaction begins any more.
+    #[must_use]
+    pub fn wait_for_serving(&self, ttl_ms: u64) -> Duration {
+        self.wait_for_ttl(serving_share(ttl_ms))
+    }
+
     /// How long before its deadline a holder begins to fence itself: a sixth of the ttl.
     #[must_use]
     pub fn fencing_margin(&self) -> Duration {
@@ -97,4 +110,9 @@ impl Settings {
     pub fn drain_timeout(&self) -> Duration {
         Duration::from_millis(self.drain_timeout_ms)
     }
+}
+
+/// Three eighths; a renewal is sent each quarter.
+const fn serving_share(ttl_ms: u64) -> u64 {
+    ttl_ms * 3 / 8
 }

@@ -57,6 +57,12 @@ impl ClusterState {
         self.settings.wait_for_ttl(self.settings.lease_ttl_ms.max(self.lease_floor_ms))
     }
 
+    /// How long others wait after applying the last renewal until the holder's proxy begins no transaction any more (INV-9).
+    #[must_use]
+    pub fn serving_wait(&self) -> std::time::Duration {
+        self.settings.wait_for_serving(self.settings.lease_ttl_ms.max(self.lease_floor_ms))
+    }
+
     /// Changes of primary kept.
     pub const HISTORY_MAX: usize = 200;
     /// Administrators' requests remembered: far more than can be retried within a command's deadline.

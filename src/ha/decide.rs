@@ -1,7 +1,7 @@
 //! What should the cluster become? Run by the controller on the Raft leader at each tick and each event.
 
 use super::elect::{confirm, elect};
-use super::facts::{covers, lease_expired, max_age, missing, newest_writer, proven_dead, sealable};
+use super::facts::{covers, lease_expired, max_age, missing, newest_writer, proven_dead, refuses, sealable};
 use super::reason::{act, hold};
 use super::rules::tend_rule;
 use super::switchover::{draining, prepare};
@@ -82,6 +82,10 @@ fn bootstrapping(s: &ClusterState, v: &View, node: NodeId) -> Decision {
 fn steady(s: &ClusterState, v: &View, primary: NodeId) -> Decision {
     if let Some((cause, reason)) = loss(s, v, primary) {
         return lost(s, v, cause, reason);
+    }
+    // A rule that is changed for one that is gone would only be one more to cover.
+    if refuses(s, v, primary) {
+        return hold(Reason::PrimarySilent { primary });
     }
     if let Some(change) = s.change {
         return match change.kind {

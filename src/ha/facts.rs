@@ -1,7 +1,7 @@
 //! Questions that decisions ask of the state and the observations.
 
 use super::{NodeObservation, PostgresState, Seal, View};
-use crate::cluster::{ClusterState, Durability, MemberKind, SyncRule};
+use crate::cluster::{ClusterState, Durability, MemberKind, Phase, SyncRule};
 use crate::types::{Epoch, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,15 +22,23 @@ pub(super) fn lease_expired(s: &ClusterState, v: &View) -> bool {
 }
 
 /// Its process and its postmaster refuse connections from every member that we hear, and have done so since it last renewed the lease that
-/// is to be cut short: one that refused earlier may have come back and taken it. A firewall that refuses in their place looks the same:
-/// then the old primary serves reads until its lease ends, but acknowledges no write, because its sealed standbys confirm none. So where a
-/// rule asks for no confirmation, or where people say that there is such a firewall, refusals prove nothing (INV-9).
-pub(super) fn proven_dead(s: &ClusterState, v: &View, node: NodeId) -> bool {
+/// is to be cut short: one that refused earlier may have come back and taken it. Where a rule asks for no confirmation, or where people say
+/// that a firewall may refuse in the place of the living, this means nothing (INV-9).
+pub(super) fn refuses(s: &ClusterState, v: &View, node: NodeId) -> bool {
     if !s.settings.trust_refusals || s.rules.iter().any(|rule| rule.acks == 0) {
         return false;
     }
     let mut observers = s.members.keys().filter(|n| **n != node).filter_map(|n| v.fresh(*n, max_age(s))).peekable();
     observers.peek().is_some() && observers.all(|o| o.refusals.get(&node) == Some(&s.lease))
+}
+
+/// It refuses, and were it a firewall that does, nobody could tell: the primary behind it acknowledges no write, because its sealed standbys
+/// confirm none, and its proxy begins no read, because it has not renewed its lease for the time that is waited here (INV-9).
+pub(super) fn proven_dead(s: &ClusterState, v: &View, node: NodeId) -> bool {
+    // Until its promotion is settled no proxy begins anything; a settlement meanwhile makes this decision stale (INV-2).
+    let is_open = s.lease.holder == Some(node) && !matches!(s.phase, Phase::Electing { .. } | Phase::Promoting { .. });
+    let may_serve = is_open && v.now.since(v.lease_seen) < s.serving_wait();
+    !may_serve && refuses(s, v, node)
 }
 
 /// Seals of this epoch. Only data members with a known end of WAL.

@@ -1,7 +1,10 @@
 //! Single decisions of the core that no transcript comes across: build a state, assert what is decided.
 
 use std::collections::BTreeMap;
-use trilithon::cluster::{Adopted, ClusterState, Command, ElectionCause, HistoryEntry, Lease, Member, MemberKind, Phase, SyncRule, Tags};
+use std::time::Duration;
+use trilithon::cluster::{
+    Adopted, ClusterState, Command, ElectionCause, HistoryEntry, Lease, Member, MemberKind, Phase, Settings, SyncRule, Tags,
+};
 use trilithon::ha::{
     Action, LeaseBelief, LocalState, NodeObservation, PostgresFacts, PostgresState, Role, Seal, Seen, StandbyView, StepReason, View,
     converge, decide,
@@ -70,8 +73,15 @@ fn among_equals_the_candidate_that_failed_just_now_comes_last() {
 
 /// Steady, with everybody heard but n1, which n2 and n3 found refusing when they knew these leases.
 fn refused(s: &ClusterState, known: [Lease; 2]) -> Option<ElectionCause> {
+    refused_after(s, known, s.serving_wait())
+}
+
+/// The same, so long after the last renewal.
+fn refused_after(s: &ClusterState, known: [Lease; 2], waited: Duration) -> Option<ElectionCause> {
     let mut view = all_sealed();
-    view.lease_seen = view.now;
+    view.now = Millis(100_000).after(waited);
+    view.lease_seen = Millis(100_000);
+    view.observations.values_mut().for_each(|seen| seen.at = view.now);
     view.observations.remove(&ONE);
     for (node, lease) in [TWO, NodeId(3)].into_iter().zip(known) {
         view.observations.get_mut(&node).expect("heard").observation.refusals = [(ONE, lease)].into();
@@ -92,6 +102,20 @@ fn a_refusal_from_before_the_newest_renewal_proves_no_death() {
     assert_eq!(refused(&s, [lease, renewed_since]), None, "INV-9: it lived when the lease was renewed");
     let of_the_epoch_before = Lease { epoch: Epoch(2), ..lease };
     assert_eq!(refused(&s, [of_the_epoch_before; 2]), None, "INV-9: it came back and was elected again");
+}
+
+#[test]
+fn a_refusal_proves_no_death_while_the_holders_proxy_may_begin_reads() {
+    let mut s = cluster(Phase::Steady { primary: ONE });
+    s.lease = Lease { holder: Some(ONE), epoch: Epoch(3), seq: 7 };
+    let known = [s.lease; 2];
+    let moment = Duration::from_millis(1);
+    assert_eq!(refused_after(&s, known, s.serving_wait() - moment), None, "INV-9: a firewall may refuse in its place");
+    assert_eq!(refused_after(&s, known, s.serving_wait()), Some(ElectionCause::ProvenDead));
+    assert!(s.settings.serving_ttl() < s.serving_wait() && s.serving_wait() < s.lease_wait());
+    // It may serve by the length that its lease was taken with.
+    s.lease_floor_ms = 2 * s.settings.lease_ttl_ms;
+    assert_eq!(refused_after(&s, known, Settings::default().serving_ttl()), None);
 }
 
 #[test]
