@@ -107,7 +107,7 @@ pub(super) const KEYS: &[Key] = &[
         "ha",
         "trust_refusals",
         "true",
-        "Process and Postgres that refuse all connections are dead. Set false where a firewall between datacenters may refuse in their place (REJECT): a failover then waits for the lease.",
+        "Process and Postgres that refuse all connections are dead. Set false where a firewall between datacenters may refuse in their place (REJECT), so that it causes no failover: each then waits for the lease.",
     ),
     key("ha", "strict", "true", "Without enough standbys writes wait; false: the primary goes on alone, with a warning."),
     key(
