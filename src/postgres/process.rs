@@ -186,20 +186,23 @@ pub(super) fn rotate_log(layout: &Layout) -> Result<(), Error> {
     std::fs::OpenOptions::new().write(true).truncate(true).open(&path).map(drop).map_err(io("cannot cut", path))
 }
 
-/// The newest lines of the log, for error messages.
-pub(super) fn log_tail(layout: &Layout) -> String {
+/// The last `bytes` of PostgreSQL's log; empty where there is none.
+pub(super) fn log_end(layout: &Layout, bytes: u64) -> String {
     use std::io::{Read, Seek, SeekFrom};
-    const BYTES: i64 = 4096;
     let read = || -> std::io::Result<String> {
         let mut file = std::fs::File::open(layout.log_file())?;
-        if file.metadata()?.len() > BYTES.unsigned_abs() {
-            file.seek(SeekFrom::End(-BYTES))?;
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        let from = file.metadata()?.len().saturating_sub(bytes);
+        file.seek(SeekFrom::Start(from))?;
+        let mut end = Vec::new();
+        file.read_to_end(&mut end)?;
+        Ok(String::from_utf8_lossy(&end).into_owned())
     };
-    let text = read().unwrap_or_default();
+    read().unwrap_or_default()
+}
+
+/// The newest lines of the log, for error messages.
+pub(super) fn log_tail(layout: &Layout) -> String {
+    let text = log_end(layout, 4096);
     let telling =
         |l: &&str| ["FATAL", "ERROR", "PANIC", "HINT", "DETAIL", "LOG"].iter().any(|w| l.contains(w)) || l.starts_with("postgres:");
     let lines: Vec<&str> = text.lines().filter(telling).collect();

@@ -31,6 +31,23 @@ const STARVED_AFTER: Duration = Duration::from_secs(30);
 /// What the log says when the upstream has not kept the WAL that this standby needs.
 const WAL_GONE: &str = "has already been removed";
 const STREAM_BEGAN: &str = "started streaming WAL";
+/// What the log says, twice a second, when what was streamed does not continue what this copy holds: another has written a timeline of the
+/// same number, as when somebody promotes by hand during an election. At the end of what is on its disk it is said once, and rightly.
+const NO_SEQUEL: &[&str] = &[
+    "record with incorrect prev-link",
+    "invalid record length at",
+    "record length",
+    "invalid resource manager ID",
+    "incorrect resource manager data checksum",
+    "invalid magic number",
+    "unexpected pageaddr",
+    "there is no contrecord flag",
+    "invalid contrecord length",
+];
+/// Bytes of the log's end that are looked at: more than a minute of that.
+const LOOKED_AT: u64 = 64 << 10;
+/// So often, since a stream began last, that no end of WAL explains it.
+const NO_SEQUEL_TIMES: usize = 10;
 
 /// What the server waits for, and since when.
 #[derive(Clone, Debug)]
@@ -94,9 +111,8 @@ impl Instance {
         }
         if now.since(seen.since) >= STARVED_AFTER && facts.streaming_from.is_none() && seen.hopeless.is_none() {
             let layout = self.layout.clone();
-            let log = blocking(move || process::log_tail(&layout)).await;
-            let gone = log.rfind(WAL_GONE) > log.rfind(STREAM_BEGAN);
-            seen.hopeless = gone.then(|| "the primary has not kept the WAL that this copy needs next".to_owned());
+            let log = blocking(move || process::log_end(&layout, LOOKED_AT)).await;
+            seen.hopeless = starved_for_ever(&log).map(str::to_owned);
         }
         *lock(&self.recovery) = Some(seen);
     }
@@ -117,6 +133,16 @@ impl Instance {
     }
 }
 
+/// PURE: why nothing will come from this upstream, if its log tells.
+fn starved_for_ever(log: &str) -> Option<&'static str> {
+    if log.rfind(WAL_GONE) > log.rfind(STREAM_BEGAN) {
+        return Some("the primary has not kept the WAL that this copy needs next");
+    }
+    let since = log.rfind(STREAM_BEGAN).map_or(log, |at| &log[at..]);
+    let breaks = since.lines().filter(|line| NO_SEQUEL.iter().any(|words| line.contains(words))).count();
+    (breaks >= NO_SEQUEL_TIMES).then_some("what the primary streams does not continue what this copy holds")
+}
+
 /// The segment that the startup process of this directory replays, and the time it has worked.
 fn recovering(pgdata: &std::path::Path) -> Option<(String, u64)> {
     procfs::processes_in(pgdata).into_iter().find_map(|pid| {
@@ -124,4 +150,33 @@ fn recovering(pgdata: &std::path::Path) -> Option<(String, u64)> {
         let segment = title.split_once(TITLE)?.1.trim().to_owned();
         Some((segment, procfs::ticks(pid)?))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEGAN: &str = "LOG:  started streaming WAL from primary at 0/30000000 on timeline 32\n";
+    const BROKEN: &str =
+        "LOG:  record with incorrect prev-link 39025100/0 at 0/30229F60\nLOG:  waiting for WAL to become available at 0/30002000\n";
+
+    #[test]
+    fn a_stream_that_breaks_off_again_and_again_at_one_place_never_goes_on() {
+        assert_eq!(starved_for_ever(&(BROKEN.to_owned() + BEGAN)), None, "the end of what was on its disk");
+        assert_eq!(starved_for_ever(&(BEGAN.to_owned() + BROKEN)), None);
+        assert!(starved_for_ever(&(BEGAN.to_owned() + &BROKEN.repeat(NO_SEQUEL_TIMES))).is_some());
+        assert_eq!(starved_for_ever(&(BROKEN.repeat(NO_SEQUEL_TIMES) + BEGAN)), None, "it streams again");
+        assert!(
+            starved_for_ever(&BROKEN.repeat(NO_SEQUEL_TIMES)).is_some(),
+            "it has gone on for so long that its beginning is out of sight"
+        );
+    }
+
+    #[test]
+    fn wal_that_was_removed_since_the_last_stream_is_gone() {
+        let gone = "FATAL:  requested WAL segment 00000001 has already been removed\n";
+        assert!(starved_for_ever(&(BEGAN.to_owned() + gone)).is_some());
+        assert_eq!(starved_for_ever(&(gone.to_owned() + BEGAN)), None);
+        assert_eq!(starved_for_ever("FATAL:  could not connect to the primary server\n"), None);
+    }
 }

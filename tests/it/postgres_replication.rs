@@ -233,6 +233,39 @@ async fn a_standby_whose_wal_was_removed_says_so() {
     standby.instance.copy_from(&primary.upstream(1), None).await.unwrap();
 }
 
+/// Somebody promotes a standby by hand while another is elected: both write a timeline of one number, and no rewind could tell them apart.
+#[tokio::test]
+async fn a_standby_with_another_timeline_of_the_same_number_says_so() {
+    let primary = Server::primary(1).await;
+    let (winner, standby) = (Server::standby(2, &primary).await, Server::standby(3, &primary).await);
+    write(&primary, "a").await;
+    until_reads(&winner, "a").await;
+    until_reads(&standby, "a").await;
+    winner.instance.detach(LIMIT).await.unwrap();
+    standby.instance.detach(LIMIT).await.unwrap();
+    primary.instance.stop(LIMIT).await.unwrap();
+    let own = standby.until("has its end", |f| f.position.is_some()).await.timeline.unwrap();
+    let both = Timeline(own.0 + 1);
+    standby.sql("SELECT pg_promote()").await;
+    standby.until("took the number", |f| f.timeline == Some(both)).await;
+    standby.sql("SET synchronous_commit = local; CREATE TABLE mine AS SELECT repeat('m', 777) AS m FROM generate_series(1, 9)").await;
+    standby.instance.stop(LIMIT).await.unwrap();
+    winner.instance.promote(Epoch(4), both, &winner.alone(), LIMIT).await.unwrap();
+    winner.sql("SET synchronous_commit = local; CREATE TABLE filler AS SELECT repeat('x', 900) AS x FROM generate_series(1, 2000)").await;
+    winner.sql("SELECT pg_create_physical_replication_slot('trilithon_n3')").await;
+    standby.instance.start_detached(None).await.unwrap();
+    standby.instance.follow(winner.upstream(4), None, None).await.unwrap();
+    let begun = Instant::now();
+    while standby.instance.stalled().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(75), "it never says that it cannot go on: {}", standby.log());
+        standby.facts().await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(standby.instance.stalled().as_deref(), Some("what the primary streams does not continue what this copy holds"));
+    standby.instance.stop(LIMIT).await.unwrap();
+    standby.instance.copy_from(&winner.upstream(4), None).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_killed_rewind_poisons_the_directory_until_it_is_copied_anew() {
     let old = Server::primary(1).await;
