@@ -114,7 +114,7 @@ impl Cgroup {
     }
 
     fn wait_empty(&self) -> Result<()> {
-        if !wait_until(KILL_DEADLINE, || !self.event("populated")) {
+        if !wait_until(KILL_DEADLINE, || self.is_empty()) {
             bail!("cgroup {}: processes {:?} did not end within {KILL_DEADLINE:?} of SIGKILL", self.path.display(), self.pids());
         }
         Ok(())
@@ -138,6 +138,15 @@ impl Cgroup {
         cgroup.kill()?;
         cgroup.wait_empty()?;
         fs::remove_dir(path).with_context(|| format!("cgroup {}", path.display()))
+    }
+
+    /// No process is left in the group at `path` or below it. So it is where there is no group.
+    pub fn is_deserted(path: &Path) -> bool {
+        Cgroup::open(path).map_or(true, |cgroup| cgroup.is_empty())
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.event("populated")
     }
 
     fn event(&self, name: &str) -> bool {

@@ -22,6 +22,8 @@ const LOCK: &str = "world.lock";
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
 /// Everything that waits for a cut connection fails at once.
 const ABORT_DEADLINE: Duration = Duration::from_secs(2);
+/// A process that was killed is gone within this, unless its disk hangs.
+const DEATH_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What can be left behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +146,10 @@ impl Manifest {
                 note(fs::write(path.join("cgroup.kill"), "1").with_context(|| path.display().to_string()));
             }
         }
+        // Who waits for a disk that hangs does not die of a signal.
+        if !external::wait_until(DEATH_DEADLINE, || self.is_deserted()) {
+            self.abort_disks();
+        }
         for thing in self.state.things.iter().filter(|thing| matches!(thing, Thing::Cgroup(_))).rev() {
             note(self.remove(thing));
         }
@@ -159,6 +165,14 @@ impl Manifest {
         // Not empty while other worlds are up.
         let _ = fs::remove_dir(REGISTRY);
         Ok(())
+    }
+
+    /// No process is left in any cgroup.
+    fn is_deserted(&self) -> bool {
+        self.state.things.iter().all(|thing| match thing {
+            Thing::Cgroup(path) => Cgroup::is_deserted(path),
+            _ => true,
+        })
     }
 
     fn remove(&self, thing: &Thing) -> Result<()> {
@@ -265,7 +279,11 @@ pub(super) fn loops_over(file: &Path) -> Vec<PathBuf> {
 
 fn detach(file: &Path) -> Result<()> {
     for device in loops_over(file) {
-        external::run(Command::new("losetup").arg("--detach").arg(&device), "", UNMOUNT_DEADLINE)?;
+        let detached = external::run(Command::new("losetup").arg("--detach").arg(&device), "", UNMOUNT_DEADLINE);
+        // With its last user gone it may have gone by itself.
+        if loops_over(file).contains(&device) {
+            detached?;
+        }
     }
     if !external::wait_until(UNMOUNT_DEADLINE, || loops_over(file).is_empty()) {
         bail!("loop devices {:?} over {} stay in use", loops_over(file), file.display());
