@@ -270,6 +270,16 @@ impl Cluster {
         output
     }
 
+    /// An order that is given in the datacenter of `name`, awaited and noted.
+    ///
+    /// # Errors
+    /// As of [`Cluster::order`].
+    pub fn order_at(&self, name: &str, words: &[&str]) -> Result<Output> {
+        let command = self.system.cli(&self.node(name)?.site, words)?;
+        let noted: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        self.order(command, &noted, CLI_LIMIT).with_context(|| format!("`{} {}` in {name}", self.system.name(), words.join(" ")))
+    }
+
     /// SIGTERM to what manages a node's Postgres, and wait. A primary hands over then, as if it had been ordered: it is noted.
     ///
     /// # Errors

@@ -82,7 +82,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("orders-over-and-over", Aim::Everyone, "A switchover follows the other as fast as they are accepted.", |i| {
         for _ in 0..4 {
             let primary = i.ctx.cluster.primary().context("there is no primary at this moment")?;
-            let output = i.ctx.cluster.cli_at(&primary, &["switchover"])?;
+            let output = i.ctx.cluster.order_at(&primary, &["switchover"])?;
             let words = orders::in_words(&output);
             if !output.status.success() {
                 bail!("switchover: {words}");
@@ -318,7 +318,7 @@ fn remove(i: &mut Injected<'_>) -> Result<()> {
     });
     i.isolate(target)?;
     let from = others(i, target, Role::Primary)?;
-    let output = ctx.cluster.cli_at(from.name(), &["member", "remove", target.name()])?;
+    let output = ctx.cluster.order_at(from.name(), &["member", "remove", target.name()])?;
     i.proved(format!("member remove {}: {}", target.name(), orders::in_words(&output)));
     accepted(&output)
 }
