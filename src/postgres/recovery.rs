@@ -46,8 +46,8 @@ const NO_SEQUEL: &[&str] = &[
 ];
 /// Bytes of the log's end that are looked at: more than a minute of that.
 const LOOKED_AT: u64 = 64 << 10;
-/// So often, since a stream began last, that no end of WAL explains it.
-const NO_SEQUEL_TIMES: usize = 10;
+/// So often, since a stream began last, that no end of WAL explains it: a quarter of a minute. Restarts in a row bring half a dozen.
+const NO_SEQUEL_TIMES: usize = 30;
 
 /// What the server waits for, and since when.
 #[derive(Clone, Debug)]
