@@ -285,6 +285,7 @@ impl World {
             return self.failed(slot);
         };
         let system = self.nodes[from].pg.data.as_ref().map(|d| d.system).unwrap_or(SystemId(0));
+        self.check_last_copy(slot);
         let pg = &mut self.nodes[slot].pg;
         let begun = pg.copied.filter(|t| self.wal.contains(theirs, *t) && t.branch == theirs.branch);
         pg.poisoned = false;

@@ -318,7 +318,8 @@ impl World {
             Action::Rewind { primary } | Action::Clone { primary } if self.nodes[slot].agent.state.primary() != Some(*primary) => {
                 self.violate("INV-10", || format!("replaces its data from {primary}, which is no primary"));
             }
-            Action::Rewind { .. } | Action::Clone { .. } => self.check_last_copy(slot),
+            // A copy is judged when it takes the old one's place.
+            Action::Rewind { .. } => self.check_last_copy(slot),
             Action::StartDetached | Action::Follow { .. } if self.nodes[slot].pg.poisoned => {
                 self.violate("INV-10", || "an interrupted copy was started".into());
             }
@@ -329,7 +330,8 @@ impl World {
         }
     }
 
-    fn check_last_copy(&mut self, slot: Slot) {
+    /// INV-10: what is rewound now, or replaced.
+    pub fn check_last_copy(&mut self, slot: Slot) {
         let Some(acked) = self.oracle.acked else { return };
         let holds = |tip: Option<Tip>| tip.is_some_and(|t| self.wal.contains(t, acked));
         let elsewhere = self.nodes.iter().enumerate().any(|(s, n)| s != slot && holds(self.whole_copy(n)));
