@@ -6,8 +6,7 @@ use super::kinds::{Aim, Family, Fault, Inject};
 use super::orders;
 use super::procs::Kind;
 use super::sessions::Tally;
-use super::toil::{Rest, Toil};
-use crate::cluster::Cluster;
+use super::toil::Toil;
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 use std::time::Duration;
@@ -44,13 +43,15 @@ const SETTINGS: [&[Setting]; 3] = [
 /// The last values stay: the checker compares them with what was said to be done.
 fn change_settings(i: &mut Injected<'_>) -> Result<()> {
     const EACH: u64 = 3;
+    const AFTER_A_FAILURE: Duration = Duration::from_millis(200);
     for (target, settings) in i.all_targets().into_iter().zip(SETTINGS) {
         let (cluster, name, done) = (i.ctx.cluster.clone(), target.name().to_owned(), Tally::default());
         let counted = done.clone();
         let mut turns = settings.iter().map(|s| (s.0, s.1)).chain(settings.iter().map(|s| (s.0, s.2))).cycle();
         let toil = Toil::begin("chaos-settings", move |rest| {
-            let set = turns.next().is_some_and(|(setting, value)| set(&cluster, &name, setting, value).unwrap_or(false));
-            if set { counted.add() } else { rest_a_moment(rest) }
+            let Some((setting, value)) = turns.next() else { return };
+            let set = cluster.order_at(&name, &["config", "set", &format!("postgres.parameters.{setting}"), value]);
+            if set.is_ok_and(|output| output.status.success()) { counted.add() } else { rest.sleep(AFTER_A_FAILURE) }
         })?;
         i.undo(format!("the last change from {}", target.name()), move || toil.end());
         i.prove(format!("changes from {}", target.name()), move || {
@@ -58,18 +59,6 @@ fn change_settings(i: &mut Injected<'_>) -> Result<()> {
         });
     }
     Ok(())
-}
-
-/// `true`: done.
-fn set(cluster: &Cluster, from: &str, setting: &str, value: &str) -> Result<bool> {
-    const LIMIT: Duration = Duration::from_secs(20);
-    let words = ["config".to_owned(), "set".to_owned(), format!("postgres.parameters.{setting}"), value.to_owned()];
-    let command = cluster.system().cli(&cluster.node(from)?.site, &words.each_ref().map(String::as_str))?;
-    Ok(cluster.order(command, &words, LIMIT)?.status.success())
-}
-
-fn rest_a_moment(rest: &Rest) {
-    rest.sleep(Duration::from_millis(200));
 }
 
 /// The order has taken effect when its messenger dies, so that the second messenger must find that it has.

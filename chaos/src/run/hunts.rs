@@ -10,8 +10,6 @@ use crate::fault::{self, Expected, Phase};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hunt {
     pub faults: &'static [Entry],
-    /// Somebody asks for switchovers meanwhile.
-    pub administrator: bool,
     /// How long a lease is, where the usual one hides the bug.
     pub lease_ttl: Option<&'static str>,
     /// Why no short run from outside shows it.
@@ -56,7 +54,7 @@ pub const CONTROL: &[Entry] = &[("isolate-primary", Phase::Steady)];
 
 /// By the bug's name.
 pub fn hunt(bug: &str) -> Hunt {
-    let with = |faults| Hunt { faults, administrator: false, lease_ttl: None, hidden: None, by: None };
+    let with = |faults| Hunt { faults, lease_ttl: None, hidden: None, by: None };
     let hidden = |why| Hunt { hidden: Some(why), ..with(HUNT) };
     match bug {
         "fsync-off" => with(ALL_LOSE_POWER),

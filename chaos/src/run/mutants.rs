@@ -102,7 +102,6 @@ pub fn run(settings: &Settings, hunted: &Hunted, interrupts: &Interrupts, voice:
         if hunted.own_faults {
             let hunt = hunts::hunt(&bug.name);
             own.mode = if bug.name.is_empty() { sound.clone() } else { lists::listed(hunt.faults) };
-            own.administrator |= hunt.administrator;
             own.set.extend(hunt.lease_ttl.map(|literal| ("ha".to_owned(), "lease_ttl".to_owned(), literal.to_owned())));
         }
         voice.note(clock, &format!("mutant {}", if bug.name.is_empty() { "none" } else { &bug.name }));
