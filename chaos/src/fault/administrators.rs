@@ -42,7 +42,7 @@ const SETTINGS: [&[Setting]; 3] = [
 
 /// The last values stay: the checker compares them with what was said to be done.
 fn change_settings(i: &mut Injected<'_>) -> Result<()> {
-    const EACH: u64 = 3;
+    const EACH: u64 = 1;
     const AFTER_A_FAILURE: Duration = Duration::from_millis(200);
     for (target, settings) in i.all_targets().into_iter().zip(SETTINGS) {
         let (cluster, name, done) = (i.ctx.cluster.clone(), target.name().to_owned(), Tally::default());
