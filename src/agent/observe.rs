@@ -130,7 +130,7 @@ pub fn observation(s: &ClusterState, local: &LocalState, step: String, rest: Nod
         node: local.me,
         promised: local.promised,
         postgres: local.postgres.clone(),
-        seal: local.seal(),
+        seal: local.seal(s),
         settled: local.settled.clone(),
         prepared: local.prepared,
         adopt_existing: local.adopt_existing,

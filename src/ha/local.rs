@@ -1,7 +1,7 @@
 //! What `converge` reads: this node's own facts, and what it may do next.
 
 use super::{PostgresFacts, PostgresState, Role, Seal};
-use crate::cluster::SyncRule;
+use crate::cluster::{ClusterState, SyncRule};
 use crate::types::{Epoch, Lsn, NodeId, RequestId, Timeline};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -67,9 +67,13 @@ pub enum LeaseBelief {
 
 impl LocalState {
     /// The seal this node can give now: promise on disk, not a primary, no WAL receiver, end of WAL known. Of a directory that a rewind
-    /// has ruined, the end is that from before the rewind: nothing was received since.
+    /// has ruined, the end is that from before the rewind: nothing was received since. A copy of the state `s` older than the promise, as
+    /// after a restart, does not know who wrote the last WAL: it would tell too old a writer (INV-7).
     #[must_use]
-    pub fn seal(&self) -> Option<Seal> {
+    pub fn seal(&self, s: &ClusterState) -> Option<Seal> {
+        if s.epoch < self.promised {
+            return None;
+        }
         let quiet = match self.postgres.state {
             PostgresState::Stopped => true,
             PostgresState::Running => self.postgres.role == Some(Role::Standby) && self.postgres.streaming_from.is_none(),

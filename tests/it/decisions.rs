@@ -71,6 +71,17 @@ fn among_equals_the_candidate_that_failed_just_now_comes_last() {
     assert_eq!(winner(&s), Some(ONE), "a settled election is no failure");
 }
 
+/// INV-7: a node that starts again knows its promise before its copy of the state has caught up, and who wrote its last WAL is in there.
+#[test]
+fn no_seal_is_given_by_an_older_copy_of_the_state_than_the_promise() {
+    let now = cluster(Phase::Electing { preferred: None, accept_loss: false });
+    let local = LocalState { me: ONE, promised: now.epoch, postgres: standby(), ..LocalState::default() };
+    assert_eq!(local.seal(&now).map(|seal| seal.epoch), Some(now.epoch));
+    let old = ClusterState { epoch: Epoch(now.epoch.0 - 1), ..now };
+    assert_eq!(local.seal(&old), None);
+    assert_eq!(local.seal(&ClusterState::default()), None, "nothing applied yet");
+}
+
 /// Steady, with everybody heard but n1, which n2 and n3 found refusing when they knew these leases.
 fn refused(s: &ClusterState, known: [Lease; 2]) -> Option<ElectionCause> {
     refused_after(s, known, s.serving_wait())

@@ -157,7 +157,7 @@ impl Server {
         NodeObservation {
             node: self.me,
             promised: self.promised,
-            seal: core.seal(&local),
+            seal: core.seal(self.known.state(), &local),
             postgres: local.postgres,
             settled: self.settled.clone(),
             revision: self.known.state().revision,

@@ -291,7 +291,7 @@ impl World {
     /// Tell the others, where something changed or a heartbeat is due.
     fn tell(&mut self, slot: Slot, local: LocalState, heartbeat: bool) {
         let agent = &self.nodes[slot].agent;
-        let seal = self.core.seal(&local);
+        let seal = self.core.seal(&agent.state, &local);
         let mut observation = NodeObservation {
             node: local.me,
             promised: local.promised,

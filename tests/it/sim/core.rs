@@ -128,10 +128,10 @@ impl Core {
         }
     }
 
-    pub fn seal(&self, local: &LocalState) -> Option<Seal> {
+    pub fn seal(&self, state: &ClusterState, local: &LocalState) -> Option<Seal> {
         match self.mutant {
             Some(Mutant::SkipTheSeal) => local.postgres.position.map(|end| Seal { epoch: local.promised, end, ruined: false }),
-            Some(_) | None => local.seal(),
+            Some(_) | None => local.seal(state),
         }
     }
 
