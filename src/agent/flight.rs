@@ -119,7 +119,7 @@ impl Loop {
                     self.memory.gave_up = Some(s.epoch);
                 }
                 if let execute::ExecuteError::CloneNeeded(why) = error {
-                    self.memory.needs_clone = Some(why);
+                    self.memory.need_clone(why, s.epoch);
                 }
                 self.memory.following = self.agent.postgres.following();
             }
@@ -146,7 +146,10 @@ impl Loop {
                 self.memory.rewinds = (epoch, if of == epoch { done + 1 } else { 1 });
                 // pg_rewind finds nothing to do where pg_control has not heard yet of the timeline that the WAL has gone to.
                 let helped = self.memory.rewinds.1 < REWIND_TRIES;
-                self.memory.needs_clone = (!helped).then(|| "rewinding it has not brought it back".to_owned());
+                self.memory.needs_clone = None;
+                if !helped {
+                    self.memory.need_clone("rewinding it has not brought it back".to_owned(), epoch);
+                }
             }
             (Action::ApplyRule { epoch, rule }, _) => self.memory.settled = Some((epoch, rule)),
             (Action::Prepare { request }, _) => self.memory.prepared = Some(request),

@@ -105,8 +105,8 @@ impl LeaseCell {
 
     /// The belief now.
     #[must_use]
-    pub fn belief(&self, settings: &Settings) -> LeaseBelief {
-        match self.lock().holder.belief(self.clock.now(), settings) {
+    pub fn belief(&self) -> LeaseBelief {
+        match self.lock().holder.belief(self.clock.now()) {
             LeaseBelief::Ending { epoch } if bug::is(Bug::IgnoreLease) => LeaseBelief::Valid { epoch },
             belief => belief,
         }
@@ -163,7 +163,7 @@ impl LeaseKeeper {
         while !self.stop.is_cancelled() {
             let state = states.borrow_and_update().clone();
             let settings = state.settings.clone();
-            self.fence_if_ending(&settings);
+            self.fence_if_ending();
             let held = self.held_epoch(&state);
             let attempt = async {
                 match held {
@@ -176,7 +176,7 @@ impl LeaseKeeper {
                 () = attempt => {}
                 _ = states.changed(), if held.is_none() => {}
                 _ = cell.changed(), if held.is_none() => {}
-                () = tokio::time::sleep(self.until_fencing(&settings)) => {}
+                () = tokio::time::sleep(self.until_fencing()) => {}
                 () = self.stop.cancelled() => {}
             }
         }
@@ -195,27 +195,35 @@ impl LeaseKeeper {
         // INV-9: the lease counts from before the renewal was sent.
         let sent = self.clock.now();
         let proposal = Proposal { expect: None, request: None, command };
-        match tokio::time::timeout(settings.lease_ttl() / 2, self.consensus.propose(proposal)).await {
+        let answer = tokio::select! {
+            answer = tokio::time::timeout(settings.lease_ttl() / 2, self.consensus.propose(proposal)) => answer,
+            // Said again to the new leader at once: either command may be repeated.
+            () = self.leader_replaced() => return,
+        };
+        match answer {
             Ok(Ok(Ok(_))) if !released => self.cell.renewed(epoch, sent, settings),
             Ok(Ok(Err(_refused))) => self.cell.lost(epoch),
             // No leader, a lost answer or silence: the deadline stands, the next turn tries again.
             Ok(Ok(Ok(_)) | Err(_)) | Err(_) => {}
         }
         let spent = self.clock.now().since(sent);
-        let pause = (settings.lease_ttl() / 4).saturating_sub(spent).max(Duration::from_millis(20));
+        let pause = settings.renewal_interval().saturating_sub(spent).max(Duration::from_millis(20));
         let mut cell = self.cell.subscribe();
         let urgent = async {
             // A release asked for during the pause must not wait for its end.
             while (released || !self.cell.is_released(epoch)) && cell.changed().await.is_ok() {}
         };
+        let mut states = self.consensus.state();
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = urgent => {}
+            // A lease of another length begins with its first renewal.
+            _ = states.wait_for(|state| state.settings.lease_ttl_ms != settings.lease_ttl_ms) => {}
         }
     }
 
-    fn fence_if_ending(&self, settings: &Settings) {
-        match self.cell.belief(settings) {
+    fn fence_if_ending(&self) {
+        match self.cell.belief() {
             LeaseBelief::Ending { epoch } => {
                 tracing::warn!(%epoch, "lease ends unrenewed, fencing the local primary");
                 (self.fence)();
@@ -226,12 +234,19 @@ impl LeaseKeeper {
     }
 
     /// Time until the fencing moment; a minute where there is nothing to fence.
-    fn until_fencing(&self, settings: &Settings) -> Duration {
-        let deadline = self.cell.lock().holder.deadline().filter(|_| !bug::is(Bug::IgnoreLease));
-        deadline.map_or(Duration::from_secs(60), |(_, deadline)| {
-            let fencing = Millis(deadline.0.saturating_sub(u64::try_from(settings.fencing_margin().as_millis()).unwrap_or(u64::MAX)));
-            fencing.since(self.clock.now())
-        })
+    fn until_fencing(&self) -> Duration {
+        let fencing = self.cell.lock().holder.fencing().filter(|_| !bug::is(Bug::IgnoreLease));
+        fencing.map_or(Duration::from_secs(60), |fencing| fencing.since(self.clock.now()))
+    }
+
+    /// Another member leads than when this was called: what the one before was asked may never be answered.
+    async fn leader_replaced(&self) {
+        let mut leadership = self.consensus.leadership();
+        let before = leadership.borrow_and_update().leader;
+        let replaced = leadership.wait_for(|now| before.is_some() && now.leader.is_some() && now.leader != before).await.is_ok();
+        if !replaced {
+            std::future::pending().await
+        }
     }
 }
 
@@ -248,7 +263,7 @@ mod tests {
         assert!(!cell.may_serve(), "no lease");
         cell.renewed(epoch, ago(settings.serving_ttl()), &settings);
         assert!(!cell.may_serve(), "a firewall may refuse in its place, and another be elected");
-        assert_eq!(cell.belief(&settings), LeaseBelief::Valid { epoch }, "Postgres goes on");
+        assert_eq!(cell.belief(), LeaseBelief::Valid { epoch }, "Postgres goes on");
         cell.renewed(epoch, ago(Duration::ZERO), &settings);
         assert!(cell.may_serve());
         cell.renewed(epoch, ago(settings.lease_ttl() / 2), &settings);

@@ -13,7 +13,7 @@ pub struct Memory {
     pub following: Option<(NodeId, Epoch)>,
     pub settled: Option<(Epoch, SyncRule)>,
     pub prepared: Option<RequestId>,
-    pub needs_clone: Option<String>,
+    pub needs_clone: Option<NeedsClone>,
     pub gave_up: Option<Epoch>,
     /// Rewinds done for this epoch's primary: each should have been the last.
     pub rewinds: (Epoch, u32),
@@ -26,7 +26,25 @@ pub struct Memory {
     pub backoff: Backoff,
 }
 
+/// Why only a fresh copy helps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeedsClone {
+    pub why: String,
+    /// Whose primary showed it: another one may have what that one lacks. `None`: an administrator's word, which outlives elections.
+    pub epoch: Option<Epoch>,
+}
+
 impl Memory {
+    /// The primary of `epoch` showed that only a copy helps; what is known already stands.
+    pub fn need_clone(&mut self, why: String, epoch: Epoch) {
+        self.needs_clone.get_or_insert(NeedsClone { why, epoch: Some(epoch) });
+    }
+
+    /// An election since, or this node's own promotion, makes the reason void; whatever still holds is found out again.
+    pub fn review_clone(&mut self, epoch: Epoch, is_primary: bool) {
+        self.needs_clone = self.needs_clone.take().filter(|need| !is_primary && need.epoch.is_none_or(|of| of == epoch));
+    }
+
     /// Postgres is no primary (any more): what was proved about it is void.
     pub fn forget_primary(&mut self) {
         self.settled = None;
@@ -84,6 +102,22 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_need_for_a_copy_ends_with_the_epoch_that_showed_it() {
+        let mut memory = Memory::default();
+        memory.need_clone("the primary has not kept the WAL".to_owned(), Epoch(3));
+        memory.review_clone(Epoch(3), false);
+        assert!(memory.needs_clone.is_some());
+        memory.review_clone(Epoch(4), false);
+        assert_eq!(memory.needs_clone, None, "another primary may have kept it");
+        let ordered = Some(NeedsClone { why: "an administrator asked for it".to_owned(), epoch: None });
+        memory.needs_clone.clone_from(&ordered);
+        memory.review_clone(Epoch(5), false);
+        assert_eq!(memory.needs_clone, ordered);
+        memory.review_clone(Epoch(5), true);
+        assert_eq!(memory.needs_clone, None, "the copy that won is no longer to be replaced");
+    }
 
     #[test]
     fn repeated_failures_wait_longer_and_another_step_does_not() {

@@ -54,7 +54,7 @@ pub fn local_state(s: &ClusterState, facts: PostgresFacts, own: Own, memory: &mu
         released: own.released,
         gave_up: memory.gave_up.max(own.ended),
         poisoned: own.poisoned,
-        needs_clone: memory.needs_clone.clone(),
+        needs_clone: memory.needs_clone.as_ref().map(|need| need.why.clone()),
         prepared: memory.prepared,
         upstream,
         hung,

@@ -2,14 +2,14 @@
 
 use super::execute::{self, Done};
 use super::flight::Flight;
-use super::memory::Memory;
+use super::memory::{Memory, NeedsClone};
 use super::mistakes;
 use super::observe::{self, Own};
 use super::upkeep::Upkeep;
 use super::{LeaseCell, Promise, PromiseError, ViewSource};
 use crate::cluster::{ClusterState, Lease, Phase};
 use crate::consensus::Handle;
-use crate::ha::{Entry, LocalState, NodeObservation, StepReason, Upstream, converge};
+use crate::ha::{Entry, LocalState, NodeObservation, Role, StepReason, Upstream, converge};
 use crate::postgres::{Instance, Postmaster};
 use crate::telemetry::{Clock, Recorder};
 use crate::types::{Epoch, NodeId, Revision};
@@ -138,15 +138,16 @@ impl Loop {
         // Postgres's own configuration is the truth: a step that was broken off may have changed it.
         self.memory.following = self.agent.postgres.following();
         let facts = self.agent.postgres.facts(&|timeline| observe::writer(s, timeline)).await;
+        self.memory.review_clone(s.epoch, facts.role == Some(Role::Primary));
         // Only where there is somebody to copy from: until then what it waits for may yet come.
         if let (Some(why), true) = (self.agent.postgres.stalled(), upstream.as_ref().is_some_and(|u| u.accepting)) {
-            self.memory.needs_clone.get_or_insert(why);
+            self.memory.need_clone(why, s.epoch);
         }
         let own = Own {
             me: self.agent.me,
             now: self.agent.clock.now(),
             promised: self.agent.promise.epoch(),
-            lease: self.agent.lease.belief(&s.settings),
+            lease: self.agent.lease.belief(),
             released: self.agent.lease.is_released(s.epoch),
             ended: self.agent.lease.ended(),
             poisoned: self.agent.postgres.poisoned(),
@@ -192,7 +193,9 @@ impl Loop {
 
     fn asked(&mut self, request: Requests) {
         match request {
-            Requests::Reinitialise => self.memory.needs_clone = Some("an administrator asked for it".to_owned()),
+            Requests::Reinitialise => {
+                self.memory.needs_clone = Some(NeedsClone { why: "an administrator asked for it".to_owned(), epoch: None });
+            }
         }
     }
 }

@@ -28,17 +28,22 @@ pub(super) fn refuses(s: &ClusterState, v: &View, node: NodeId) -> bool {
     if !s.settings.trust_refusals || s.rules.iter().any(|rule| rule.acks == 0) {
         return false;
     }
-    let mut observers = s.members.keys().filter(|n| **n != node).filter_map(|n| v.fresh(*n, max_age(s))).peekable();
+    let mut observers = others(s, node).filter_map(|n| v.fresh(n, max_age(s))).peekable();
     observers.peek().is_some() && observers.all(|o| o.refusals.get(&node) == Some(&s.lease))
 }
 
-/// It refuses, and were it a firewall that does, nobody could tell: the primary behind it acknowledges no write, because its sealed standbys
-/// confirm none, and its proxy begins no read, because it has not renewed its lease for the time that is waited here (INV-9).
+/// It refuses everybody, and were it a firewall that does, nobody could tell: the primary behind it acknowledges no write, because its sealed
+/// standbys confirm none, and its proxy begins no read, because it has not renewed its lease for the time that is waited here. A member that
+/// we do not hear may be behind that firewall, too: its proxy would go on reading there (INV-9).
 pub(super) fn proven_dead(s: &ClusterState, v: &View, node: NodeId) -> bool {
     // Until its promotion is settled no proxy begins anything; a settlement meanwhile makes this decision stale (INV-2).
     let is_open = s.lease.holder == Some(node) && !matches!(s.phase, Phase::Electing { .. } | Phase::Promoting { .. });
     let may_serve = is_open && v.now.since(v.lease_seen) < s.serving_wait();
-    !may_serve && refuses(s, v, node)
+    !may_serve && refuses(s, v, node) && others(s, node).all(|n| v.fresh(n, max_age(s)).is_some())
+}
+
+fn others(s: &ClusterState, node: NodeId) -> impl Iterator<Item = NodeId> {
+    s.members.keys().copied().filter(move |n| *n != node)
 }
 
 /// Seals of this epoch. Only data members with a known end of WAL.

@@ -11,18 +11,24 @@ use crate::types::{Epoch, Millis};
 /// The holder's belief. Volatile: a restarted process starts with none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HolderLease {
-    held: Option<(Epoch, Millis)>,
+    held: Option<Held>,
+}
+
+/// With the settings under which it was taken: a longer lease that was ordered since has a longer margin, and none of its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Held {
+    epoch: Epoch,
+    fencing: Millis,
+    deadline: Millis,
 }
 
 impl HolderLease {
     /// A renewal or acquisition for `epoch`, sent at `sent` (read before sending), was answered as committed.
     pub fn renewed(&mut self, epoch: Epoch, sent: Millis, settings: &Settings) {
-        let deadline = sent.after(settings.lease_ttl());
-        self.held = match self.held {
-            Some((held, until)) if held == epoch => Some((epoch, until.max(deadline))),
-            Some((held, until)) if held > epoch => Some((held, until)),
-            Some(_) | None => Some((epoch, deadline)),
-        };
+        let fencing = sent.after(settings.lease_ttl().saturating_sub(settings.fencing_margin()));
+        let new = Held { epoch, fencing, deadline: sent.after(settings.lease_ttl()) };
+        let newer = |held: &Held| held.epoch > epoch || (held.epoch == epoch && held.deadline > new.deadline);
+        self.held = self.held.filter(newer).or(Some(new));
     }
 
     /// Given back, or refused.
@@ -33,16 +39,22 @@ impl HolderLease {
     /// Instant at which serving must have stopped.
     #[must_use]
     pub fn deadline(&self) -> Option<(Epoch, Millis)> {
-        self.held
+        self.held.map(|held| (held.epoch, held.deadline))
+    }
+
+    /// Instant at which the holder begins to fence itself.
+    #[must_use]
+    pub fn fencing(&self) -> Option<Millis> {
+        self.held.map(|held| held.fencing)
     }
 
     /// The belief at `now`.
     #[must_use]
-    pub fn belief(&self, now: Millis, settings: &Settings) -> LeaseBelief {
+    pub fn belief(&self, now: Millis) -> LeaseBelief {
         match self.held {
             None => LeaseBelief::None,
-            Some((epoch, deadline)) if now.after(settings.fencing_margin()) < deadline => LeaseBelief::Valid { epoch },
-            Some((epoch, _)) => LeaseBelief::Ending { epoch },
+            Some(Held { epoch, fencing, .. }) if now < fencing => LeaseBelief::Valid { epoch },
+            Some(Held { epoch, .. }) => LeaseBelief::Ending { epoch },
         }
     }
 }

@@ -74,7 +74,7 @@ pub async fn catch_up(me: NodeId, consensus: &Handle, lease: &LeaseCell, clock: 
     while clock.now() < deadline {
         let state = consensus.state().borrow().clone();
         let ours = state.lease.holder == Some(me) && state.lease.epoch == state.epoch;
-        let held = lease.belief(&state.settings) == LeaseBelief::Valid { epoch: state.epoch };
+        let held = lease.belief() == LeaseBelief::Valid { epoch: state.epoch };
         if !ours || held {
             return;
         }

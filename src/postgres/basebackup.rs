@@ -35,10 +35,10 @@ impl Instance {
         if !pids.is_empty() {
             return Err(Error::Orphans { pids, path: self.layout.pgdata.clone() });
         }
-        let slot = self.check_source(source, system).await?;
+        let (slot, size) = self.check_source(source, system).await?;
         let install = self.source_install(source).await?;
         let (layout, run_as) = (self.layout.clone(), self.run_as.clone());
-        blocking(move || make_room(&layout, &run_as)).await?;
+        blocking(move || make_room(&layout, &run_as, size)).await?;
         self.copy(source, &slot, &install).await?;
         let layout = self.layout.clone();
         blocking(move || swap(&layout)).await?;
@@ -46,15 +46,19 @@ impl Instance {
         self.retune(|intent| *intent = super::conf::Intent::default()).await
     }
 
-    /// Is it the right system, and does it keep WAL for this member from now on?
-    async fn check_source(&self, source: &Upstream, system: Option<SystemId>) -> Result<String, Error> {
+    /// Is it the right system, and does it keep WAL for this member from now on? The slot's name, and the databases' size in bytes, as far as
+    /// the source tells it.
+    async fn check_source(&self, source: &Upstream, system: Option<SystemId>) -> Result<(String, Option<u64>), Error> {
         let session = self.connect_upstream(source).await?;
         let found = session.value("SELECT system_identifier FROM pg_control_system()", Duration::from_secs(5)).await?;
         let found = found.and_then(|s| s.parse().ok()).map(SystemId).ok_or(Error::Answer("pg_control_system"))?;
-        match system {
-            Some(expected) if expected != found => Err(Error::OtherSystem { path: self.layout.pgdata.clone(), found, expected }),
-            Some(_) | None => self.reserve_upstream_slot(&session).await,
+        if let Some(expected) = system.filter(|expected| *expected != found) {
+            return Err(Error::OtherSystem { path: self.layout.pgdata.clone(), found, expected });
         }
+        let slot = self.reserve_upstream_slot(&session).await?;
+        let size = "SELECT sum(pg_database_size(oid)) FROM pg_database WHERE has_database_privilege(oid, 'CONNECT')";
+        let size = session.value(size, Duration::from_secs(5)).await.ok().flatten();
+        Ok((slot, size.and_then(|bytes| bytes.parse().ok())))
     }
 
     /// Binaries of the source's major version, whatever the old directory was.
@@ -131,20 +135,24 @@ fn parse_progress(line: &str) -> Option<(u64, u64)> {
     Some((done.trim().parse::<u64>().ok()? * 1024, total.trim().parse::<u64>().ok()? * 1024))
 }
 
-/// An earlier attempt's leavings go. Where the disk could not hold another copy, the directory kept aside goes too: it is older than
-/// the one that is being replaced, which stays.
-fn make_room(layout: &Layout, run_as: &RunAs) -> Result<(), Error> {
+/// An earlier attempt's leavings go. Where the disk could not hold another copy of `size` bytes, the directory kept aside goes too: it is
+/// older than the one that is being replaced, which stays. A copy that cannot fit is not begun: the consensus log may be on the same disk.
+fn make_room(layout: &Layout, run_as: &RunAs, size: Option<u64>) -> Result<(), Error> {
     let incoming = layout.incoming();
     remove(&incoming)?;
     std::fs::create_dir_all(&incoming).map_err(io("cannot create", &incoming))?;
     set_mode(&incoming, 0o700)?;
     run_as.own(&incoming)?;
     run_as.check_traversable(&incoming)?;
-    let free = rustix::fs::statvfs(&incoming).map(|s| s.f_bavail.saturating_mul(s.f_frsize)).unwrap_or(u64::MAX);
-    if layout.previous().exists() && free < size_of_directory(&layout.pgdata).saturating_mul(12) / 10 {
+    let free = || rustix::fs::statvfs(&incoming).map(|s| s.f_bavail.saturating_mul(s.f_frsize)).unwrap_or(u64::MAX);
+    let wanted = size.unwrap_or_else(|| size_of_directory(&layout.pgdata));
+    if layout.previous().exists() && free() < wanted.saturating_mul(12) / 10 {
         remove(&layout.previous())?;
     }
-    Ok(())
+    match size.filter(|size| free() < *size) {
+        Some(needed) => Err(Error::NoRoom { path: incoming.clone(), needed: needed >> 20, free: free() >> 20 }),
+        None => Ok(()),
+    }
 }
 
 /// Two renames. A crash between them is mended when the instance is opened again.
@@ -188,12 +196,24 @@ fn size_of_directory(path: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::user::OsUser;
     use super::*;
 
     #[test]
     fn progress_is_read_in_bytes() {
         assert_eq!(parse_progress("  32768/131072 kB (25%), 0/1 tablespace"), Some((32_768 * 1024, 131_072 * 1024)));
         assert_eq!(parse_progress("pg_basebackup: initiating base backup"), None);
+    }
+
+    #[test]
+    fn a_copy_that_cannot_fit_is_not_begun() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path(), None);
+        let run_as = RunAs { user: OsUser { name: String::new(), uid: 0, gid: 0 }, change: false };
+        make_room(&layout, &run_as, Some(1)).unwrap();
+        std::fs::create_dir_all(layout.previous()).unwrap();
+        let refused = make_room(&layout, &run_as, Some(u64::MAX >> 10)).unwrap_err();
+        assert!(matches!(refused, Error::NoRoom { .. }) && !layout.previous().exists(), "{refused}");
     }
 
     #[test]

@@ -49,6 +49,10 @@ pub enum Error {
     Orphans { pids: Vec<i32>, path: PathBuf },
     #[error("{what} {path}: {source}")]
     Io { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(
+        "no room for a copy in {path}: the databases have {needed} MB, and {free} MB are free; make room on that disk (nothing was replaced)"
+    )]
+    NoRoom { path: PathBuf, needed: u64, free: u64 },
     #[error("{tool} failed ({status}): {output}")]
     Tool { tool: &'static str, status: String, output: String },
     #[error("PostgreSQL did not start ({ended}): {log}")]

@@ -9,10 +9,11 @@ use crate::ha::{PostgresFacts, Role};
 use crate::types::{Epoch, Millis, NodeId, WalPosition};
 use std::time::Duration;
 
-/// PostgreSQL names the WAL segment that it replays in the title of its startup process. One that neither goes on to another segment
-/// nor does any work for this long waits.
+/// PostgreSQL names the WAL segment that it replays in the title of its startup process, and what has come in that of its receiver. One that
+/// neither goes on to another segment, nor does any work, nor receives anything for this long waits.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 const TITLE: &str = "startup recovering ";
+const RECEIVER: &str = "walreceiver streaming ";
 /// A process that waits wakes up now and then: this much work, in clock ticks of a hundredth of a second, is none.
 const IDLE_TICKS: u64 = 20;
 
@@ -28,10 +29,13 @@ const HOPELESS: &[&str] = &[
 
 /// A standby that gets nothing from its upstream for this long may have a reason, and its log tells it.
 const STARVED_AFTER: Duration = Duration::from_secs(30);
-/// What the log says when the upstream has not kept the WAL that this standby needs.
-const WAL_GONE: &str = "has already been removed";
-const STREAM_BEGAN: &str = "started streaming WAL";
-/// What the log says, twice a second, when what was streamed does not continue what this copy holds: another has written a timeline of the
+/// What the receiver says when the upstream has not kept the WAL that this standby needs, all in one line. A sender of this server says the
+/// second part, too, to whom it feeds.
+const WAL_GONE: [&str; 2] = ["could not receive data from WAL stream", "has already been removed"];
+/// What the log said before the last of these was about another stream, another upstream, or another start.
+const BEGINNINGS: [&str; 4] =
+    ["started streaming WAL", "restarted WAL streaming", "parameter \"primary_conninfo\" changed", "LOG:  starting PostgreSQL"];
+/// What the startup process says, twice a second, when what was streamed does not continue what this copy holds: another has written a timeline of the
 /// same number, as when somebody promotes by hand during an election. At the end of what is on its disk it is said once, and rightly.
 const NO_SEQUEL: &[&str] = &[
     "record with incorrect prev-link",
@@ -60,10 +64,26 @@ pub(super) struct Recovery {
 
 #[derive(Clone, Debug)]
 enum Wait {
-    /// Starting: the startup process as it was last seen to get on. `worked`: its processor time, in ticks.
-    Replay { segment: String, worked: u64 },
+    /// Starting: the server as it was last seen to get on.
+    Replay(Replay),
     /// Up, and nothing comes from its upstream.
     Stream { position: Option<WalPosition>, upstream: (NodeId, Epoch) },
+}
+
+/// How far a recovery has got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Replay {
+    segment: String,
+    /// How far WAL was received, in PostgreSQL's words; slow lines bring less than a segment a minute.
+    received: Option<String>,
+    /// Processor time of the startup process, in ticks.
+    worked: u64,
+}
+
+impl Replay {
+    fn got_on_since(&self, before: &Replay) -> bool {
+        (&self.segment, &self.received) != (&before.segment, &before.received) || self.worked >= before.worked + IDLE_TICKS
+    }
 }
 
 impl Instance {
@@ -79,15 +99,14 @@ impl Instance {
         let found = blocking(move || recovering(&pgdata)).await;
         let now = self.clock.now();
         let mut known = lock(&self.recovery);
-        *known = found.map(|(segment, worked)| match known.take() {
-            Some(Recovery { wait: Wait::Replay { segment: before, worked: then }, since, .. })
-                if before == segment && worked < then + IDLE_TICKS =>
-            {
+        *known = found.map(|found| match known.take() {
+            Some(Recovery { wait: Wait::Replay(before), since, .. }) if !found.got_on_since(&before) => {
                 let stalled = now.since(since) >= STALLED_AFTER;
-                let hopeless = stalled.then(|| format!("its recovery waits for WAL after segment {segment}, which is nowhere to be had"));
-                Recovery { wait: Wait::Replay { segment, worked: then }, since, hopeless }
+                let words = || format!("its recovery waits for WAL after segment {}, which is nowhere to be had", before.segment);
+                let hopeless = stalled.then(words);
+                Recovery { wait: Wait::Replay(before), since, hopeless }
             }
-            Some(_) | None => Recovery { wait: Wait::Replay { segment, worked }, since: now, hopeless: None },
+            Some(_) | None => Recovery { wait: Wait::Replay(found), since: now, hopeless: None },
         });
     }
 
@@ -135,48 +154,63 @@ impl Instance {
 
 /// PURE: why nothing will come from this upstream, if its log tells.
 fn starved_for_ever(log: &str) -> Option<&'static str> {
-    if log.rfind(WAL_GONE) > log.rfind(STREAM_BEGAN) {
+    let since = BEGINNINGS.iter().filter_map(|words| log.rfind(words)).max().map_or(log, |at| &log[at..]);
+    if since.lines().any(|line| WAL_GONE.iter().all(|words| line.contains(words))) {
         return Some("the primary has not kept the WAL that this copy needs next");
     }
-    let since = log.rfind(STREAM_BEGAN).map_or(log, |at| &log[at..]);
-    let breaks = since.lines().filter(|line| NO_SEQUEL.iter().any(|words| line.contains(words))).count();
+    let ends = |line: &&str| line.split_once(" LOG:  ").is_some_and(|(_, said)| NO_SEQUEL.iter().any(|words| said.starts_with(words)));
+    let breaks = since.lines().filter(ends).count();
     (breaks >= NO_SEQUEL_TIMES).then_some("what the primary streams does not continue what this copy holds")
 }
 
-/// The segment that the startup process of this directory replays, and the time it has worked.
-fn recovering(pgdata: &std::path::Path) -> Option<(String, u64)> {
-    procfs::processes_in(pgdata).into_iter().find_map(|pid| {
-        let title = procfs::command_line(pid);
-        let segment = title.split_once(TITLE)?.1.trim().to_owned();
-        Some((segment, procfs::ticks(pid)?))
-    })
+/// What the startup process of this directory does, if there is one.
+fn recovering(pgdata: &std::path::Path) -> Option<Replay> {
+    let all: Vec<(i32, String)> = procfs::processes_in(pgdata).into_iter().map(|pid| (pid, procfs::command_line(pid))).collect();
+    let after = |title: &str, words: &str| Some(title.split_once(words)?.1.trim().to_owned());
+    let received = all.iter().find_map(|(_, title)| after(title, RECEIVER));
+    let (pid, segment) = all.iter().find_map(|(pid, title)| Some((*pid, after(title, TITLE)?)))?;
+    Some(Replay { segment, received, worked: procfs::ticks(pid)? })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const BEGAN: &str = "LOG:  started streaming WAL from primary at 0/30000000 on timeline 32\n";
-    const BROKEN: &str =
-        "LOG:  record with incorrect prev-link 39025100/0 at 0/30229F60\nLOG:  waiting for WAL to become available at 0/30002000\n";
+    const BEGAN: &str = "12:00 [9] LOG:  started streaming WAL from primary at 0/30000000 on timeline 32\n";
+    const BROKEN: &str = "12:00 [7] LOG:  record with incorrect prev-link 39025100/0 at 0/30229F60\n\
+                          12:00 [7] LOG:  waiting for WAL to become available at 0/30002000\n";
+    const GONE: &str =
+        "12:00 [9] FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment 00000001 has already been removed\n";
 
     #[test]
     fn a_stream_that_breaks_off_again_and_again_at_one_place_never_goes_on() {
+        let often = BROKEN.repeat(NO_SEQUEL_TIMES);
         assert_eq!(starved_for_ever(&(BROKEN.to_owned() + BEGAN)), None, "the end of what was on its disk");
         assert_eq!(starved_for_ever(&(BEGAN.to_owned() + BROKEN)), None);
-        assert!(starved_for_ever(&(BEGAN.to_owned() + &BROKEN.repeat(NO_SEQUEL_TIMES))).is_some());
-        assert_eq!(starved_for_ever(&(BROKEN.repeat(NO_SEQUEL_TIMES) + BEGAN)), None, "it streams again");
-        assert!(
-            starved_for_ever(&BROKEN.repeat(NO_SEQUEL_TIMES)).is_some(),
-            "it has gone on for so long that its beginning is out of sight"
-        );
+        assert!(starved_for_ever(&(BEGAN.to_owned() + &often)).is_some());
+        assert_eq!(starved_for_ever(&(often.clone() + BEGAN)), None, "it streams again");
+        assert!(starved_for_ever(&often).is_some(), "it has gone on for so long that its beginning is out of sight");
+        assert_eq!(starved_for_ever(&often.replace("LOG:  record", "DEBUG:  record")), None, "said again and again at this level");
+        assert_eq!(starved_for_ever(&often.replace("LOG:  record", "ERROR:  a record")), None, "somebody's statement");
     }
 
     #[test]
     fn wal_that_was_removed_since_the_last_stream_is_gone() {
-        let gone = "FATAL:  requested WAL segment 00000001 has already been removed\n";
-        assert!(starved_for_ever(&(BEGAN.to_owned() + gone)).is_some());
-        assert_eq!(starved_for_ever(&(gone.to_owned() + BEGAN)), None);
+        assert!(starved_for_ever(&(BEGAN.to_owned() + GONE)).is_some());
+        assert_eq!(starved_for_ever(&(GONE.to_owned() + BEGAN)), None);
+        let other = "12:00 [1] LOG:  parameter \"primary_conninfo\" changed to \"host=b\"\n";
+        assert_eq!(starved_for_ever(&(GONE.to_owned() + other)), None, "another upstream may have kept it");
+        let sender = "12:00 [8] archiver@[unknown] ERROR:  requested WAL segment 00000001 has already been removed\n";
+        assert_eq!(starved_for_ever(&(BEGAN.to_owned() + sender)), None, "what it does not keep for others");
         assert_eq!(starved_for_ever("FATAL:  could not connect to the primary server\n"), None);
+    }
+
+    #[test]
+    fn a_recovery_gets_on_while_anything_comes() {
+        let before = Replay { segment: "1".into(), received: Some("0/1".into()), worked: 5 };
+        assert!(!before.got_on_since(&before));
+        assert!(Replay { received: Some("0/2".into()), ..before.clone() }.got_on_since(&before));
+        assert!(Replay { segment: "2".into(), ..before.clone() }.got_on_since(&before));
+        assert!(Replay { worked: 5 + IDLE_TICKS, ..before.clone() }.got_on_since(&before));
     }
 }

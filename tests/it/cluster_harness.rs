@@ -189,14 +189,15 @@ impl Cluster {
         panic!("not within {timeout:?}: {what}; last status {last:#?}\n{}", self.log());
     }
 
-    /// Until there is a primary and every other data member streams from it; gives the primary's name.
+    /// Until there is a primary, every other data member streams from it, and all of them may confirm; gives the primary's name.
     pub async fn wait_whole(&self, timeout: Duration) -> String {
         let names = self.data_nodes();
         let fits = |s: &Status, name: &String| {
             let member = s.members.iter().find(|m| m.name == *name);
             member.is_some_and(|m| if s.primary.as_ref() == Some(name) { m.state == "running" } else { m.state == "streaming" })
         };
-        let whole = |s: &Status| s.writable && s.phase == "steady" && s.primary.is_some() && names.iter().all(|n| fits(s, n));
+        let full = |s: &Status| s.rule.as_ref().is_some_and(|r| !r.changing && r.standbys.len() + 1 >= names.len());
+        let whole = |s: &Status| s.writable && s.phase == "steady" && s.primary.is_some() && names.iter().all(|n| fits(s, n)) && full(s);
         let status = self.wait_for("one primary, everybody else streaming", timeout, whole).await;
         status.primary.expect("just checked")
     }

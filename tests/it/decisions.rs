@@ -115,6 +115,19 @@ fn a_refusal_from_before_the_newest_renewal_proves_no_death() {
     assert_eq!(refused(&s, [of_the_epoch_before; 2]), None, "INV-9: it came back and was elected again");
 }
 
+/// It may sit beside the primary behind the firewall that refuses, and its proxy reach the primary for as long as that lives.
+#[test]
+fn a_refusal_proves_no_death_while_another_member_is_silent() {
+    let mut s = cluster(Phase::Steady { primary: ONE });
+    let lease = Lease { holder: Some(ONE), epoch: Epoch(3), seq: 7 };
+    s.lease = lease;
+    let beside = Member { name: NodeName("dc1b".to_owned()), ..s.members[&ONE].clone() };
+    s.members.insert(NodeId(4), beside);
+    assert_eq!(refused(&s, [lease, lease]), None, "n4 was not heard");
+    s.members.remove(&NodeId(4));
+    assert_eq!(refused(&s, [lease, lease]), Some(ElectionCause::ProvenDead));
+}
+
 #[test]
 fn a_refusal_proves_no_death_while_the_holders_proxy_may_begin_reads() {
     let mut s = cluster(Phase::Steady { primary: ONE });

@@ -80,6 +80,21 @@ async fn failover_works_with_a_witness_as_the_third() {
     let killed = scenarios::primary_datacenter_killed(&cluster, "killed").await;
     println!("with a witness: {killed:?}");
     assert!(killed.outage < Duration::from_secs(15), "{killed:?}");
+
+    cluster.wait_whole(Duration::from_secs(60)).await;
+    a_lease_of_another_length_costs_no_primary(&cluster).await;
+}
+
+/// INV-9: what an administrator orders about the lease is no reason to end a primary that is well (P5).
+async fn a_lease_of_another_length_costs_no_primary(cluster: &Cluster) {
+    let before = cluster.status().await.expect("somebody answers");
+    for ttl in ["60s", "3s"] {
+        let set = cluster.cli(&["config", "set", "ha.lease_ttl", ttl]).await;
+        assert!(set.status.success(), "{set:?}");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let now = cluster.status().await.expect("somebody answers");
+        assert_eq!((now.epoch, &now.primary, now.writable), (before.epoch, &before.primary, true), "with a lease of {ttl}");
+    }
 }
 
 /// What the nodes' core was asked and answered in a failover gives the same answers again; a line that somebody changed does not.

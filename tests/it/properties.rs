@@ -268,8 +268,21 @@ proptest! {
         }
         let (_, deadline) = holder.deadline().expect("it was renewed");
         prop_assert!(clock(act, holder_fast, 77) >= deadline, "deadline {deadline:?}, clock {:?}", clock(act, holder_fast, 77));
-        let belief = holder.belief(clock(act, holder_fast, 77), &settings);
+        let belief = holder.belief(clock(act, holder_fast, 77));
         prop_assert_eq!(belief, LeaseBelief::Ending { epoch: Epoch(1) });
+    }
+
+    /// A longer lease that is ordered while one is held takes none of its time: it would end a primary that is well.
+    #[test]
+    fn a_longer_lease_begins_with_its_first_renewal(ttl in 1_000u64..60_000, longer in 1u64..30, passed in 0u64..60_000) {
+        let settings = Settings { lease_ttl_ms: ttl, ..Settings::default() };
+        let (mut holder, sent) = (HolderLease::default(), Millis(10_000));
+        holder.renewed(Epoch(1), sent, &settings);
+        let now = Millis(sent.0 + passed.min(ttl * 5 / 6 - 1));
+        prop_assert_eq!(holder.belief(now), LeaseBelief::Valid { epoch: Epoch(1) });
+        let settings = Settings { lease_ttl_ms: ttl * longer, ..settings };
+        holder.renewed(Epoch(1), now, &settings);
+        prop_assert_eq!(holder.fencing(), Some(now.after(settings.lease_ttl() - settings.fencing_margin())));
     }
 
     /// A late or repeated answer never shortens a lease, and one of an older epoch never revives it.

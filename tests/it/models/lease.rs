@@ -162,7 +162,7 @@ impl Leases {
 
     fn belief(&self, world: &World, i: usize) -> LeaseBelief {
         let member = &world.members[i];
-        self.core.belief(&member.holder, self.now(world, i), &member.known.state().settings)
+        self.core.belief(&member.holder, self.now(world, i))
     }
 
     /// What the watcher would propose now. It hears no word of the primary, and both standbys have sealed whatever epoch it is.

@@ -97,9 +97,8 @@ impl World {
     /// Wake exactly when the fencing margin begins.
     fn schedule_fence(&mut self, slot: Slot, until: u64) {
         let node = &self.nodes[slot];
-        let Some((_, deadline)) = node.agent.holder.deadline() else { return };
-        let margin = self.cfg.settings.fencing_margin().as_millis() as u64;
-        let local = deadline.0.saturating_sub(margin).saturating_sub(node.clock(self.now).0);
+        let Some(fencing) = node.agent.holder.fencing() else { return };
+        let local = fencing.0.saturating_sub(node.clock(self.now).0);
         let delay = node.true_delay(local);
         let gen_ = node.agent.gen_;
         if delay <= until + 1 {
@@ -170,7 +169,7 @@ impl World {
     /// The lease's own thread ends a primary within the fencing margin, whatever the agent's loop does.
     fn fence_if_ending(&mut self, slot: Slot) {
         let node = &self.nodes[slot];
-        let belief = self.core.belief(&node.agent.holder, node.clock(self.now), &node.agent.state.settings);
+        let belief = self.core.belief(&node.agent.holder, node.clock(self.now));
         if let LeaseBelief::Ending { epoch } = belief {
             // A promotion that is under way would outlive the lease: it ends here too.
             let promoting = node.agent.action.as_ref().is_some_and(|r| matches!(r.action, Action::Promote { .. }));
@@ -196,7 +195,7 @@ impl World {
         let clock = node.clock(self.now);
         let agent = &mut node.agent;
         agent.last_role = postgres.role;
-        let lease = self.core.belief(&agent.holder, clock, &agent.state.settings);
+        let lease = self.core.belief(&agent.holder, clock);
         let data = node.pg.data.as_ref();
         let is_primary = postgres.role == Some(Role::Primary);
         LocalState {

@@ -1,7 +1,7 @@
 //! The code under test, called through one door; a mutant rewrites what goes in or what comes out.
 
 use super::mutant::Mutant;
-use trilithon::cluster::{ClusterState, Command, Outcome, Phase, Proposal, Settings, SyncRule, apply};
+use trilithon::cluster::{ClusterState, Command, Outcome, Phase, Proposal, SyncRule, apply};
 use trilithon::ha::{
     Action, Decision, HolderLease, LeaseBelief, LocalState, NodeObservation, PostgresState, Role, Seal, Step, StepReason, View, converge,
     decide,
@@ -143,8 +143,8 @@ impl Core {
         }
     }
 
-    pub fn belief(&self, lease: &HolderLease, now: Millis, settings: &Settings) -> LeaseBelief {
-        match (lease.belief(now, settings), self.is(Mutant::IsolatedPrimaryServes)) {
+    pub fn belief(&self, lease: &HolderLease, now: Millis) -> LeaseBelief {
+        match (lease.belief(now), self.is(Mutant::IsolatedPrimaryServes)) {
             (LeaseBelief::Ending { epoch }, true) => LeaseBelief::Valid { epoch },
             (belief, _) => belief,
         }
