@@ -37,7 +37,9 @@ pub enum Verb {
     #[command(after_help = "Example:\n  chaos soak --minutes 30 --seed 100")]
     Soak(RunArgs),
     /// One fault after the other against a cluster that nobody else uses: for who writes a fault.
-    #[command(after_help = "Example:\n  chaos try isolate-primary power-loss --design")]
+    #[command(
+        after_help = "Exit code: that of the worst outcome; a fault that is known not to be handled fails nothing.\n\nExample:\n  chaos try isolate-primary power-loss --design"
+    )]
     Try {
         /// Names of faults; and --seed=N, --dir=DIR, --design, --no-disks, --no-clocks, --connections=N.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "FAULT")]
@@ -57,7 +59,7 @@ pub enum Verb {
     PairNode(PairArgs),
     /// Trilithon and its peers under the same faults, side by side.
     #[command(
-        after_help = "Example:\n  chaos compare                                       run the common list on each, about ten minutes each\n  chaos compare --only patroni-tuned --only trilithon\n  chaos compare a/record.json b/record.json           only draw what was run before"
+        after_help = "Exit code: what Trilithon's own column says; those of its peers are for the reader to judge.\n\nExample:\n  chaos compare                                       run the common list on each, about ten minutes each\n  chaos compare --only patroni-tuned --only trilithon\n  chaos compare a/record.json b/record.json           only draw what was run before"
     )]
     Compare(CompareArgs),
     /// A world for people: a shell per datacenter, and words to cut and heal.

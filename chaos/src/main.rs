@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => verbs::run(args.seed, &args.what, &args.with),
         Verb::Replay(args) => verbs::run(Some(args.seed), &args.what, &args.with),
         Verb::Soak(args) => verbs::soak(args),
-        Verb::Try { words } => fault::command(words).map(|()| ExitCode::SUCCESS),
+        Verb::Try { words } => verbs::try_faults(words),
         Verb::List => verbs::list(),
         Verb::Mutants(args) => verbs::mutants(args),
         Verb::Control(args) => verbs::control(args),

@@ -82,6 +82,9 @@ pub struct FaultRecord {
     pub phase: String,
     pub from: At,
     pub to: At,
+    /// The phase that it was to strike in and did not: that was over, or was never reached, and [`FaultRecord::phase`] is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missed: Option<String>,
     /// Evidence that it took hold; `None`: it did not, and nothing is concluded from it.
     pub took_hold: Option<String>,
     /// Longest time without an acknowledged write that overlaps this fault or its mending.

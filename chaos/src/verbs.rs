@@ -6,8 +6,9 @@ use crate::record::{Outcome, Record};
 use crate::report;
 use crate::run::{Finished, Interrupted, Voice, mutants as seeded, session};
 use crate::world::{Interrupts, Spec, World, up_interactive};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result};
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Each of them means that a promise may be broken.
@@ -19,28 +20,42 @@ pub fn run(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<ExitCo
     let settings = settings(seed, what, with)?;
     let finished = session::run(&settings, &interrupts, &voice);
     voice.finish();
-    Ok(code(conclude(&finished?)?))
+    Ok(code(conclude(&mut finished?)?))
 }
 
-/// Write the record down, and say what it means.
-fn conclude(finished: &Finished) -> Result<Outcome> {
-    let written = report::write(&finished.dir, &finished.record)?;
-    if finished.interrupted {
-        anstream::eprintln!("what was seen until then: {}", written.html.display());
-        bail!(Interrupted);
-    }
+/// Say what a run means, and write its record down. In this order: what was found does not depend on whether there is room for it.
+fn conclude(finished: &mut Finished) -> Result<Outcome> {
     let judgement = report::judge(&finished.record);
-    anstream::println!("{}", report::summary(&finished.record));
-    if judgement.outcome == Outcome::Failed {
-        anstream::println!("{}", violations(&finished.record));
+    if !finished.interrupted {
+        anstream::println!("{}", report::summary(&finished.record));
+        if judgement.outcome == Outcome::Failed {
+            anstream::println!("{}", violations(&finished.record));
+        }
     }
-    anstream::println!(
-        "report  {}\nrecord  {}\nlogs    {}",
-        written.html.display(),
-        written.json.display(),
-        finished.dir.join("logs").display()
-    );
-    Ok(judgement.outcome)
+    let written = report::write(&finished.dir, &finished.record);
+    match &written {
+        Ok(written) if finished.interrupted => anstream::eprintln!("what was seen until then: {}", written.html.display()),
+        Ok(written) => anstream::println!(
+            "report  {}\nrecord  {}\nlogs    {}",
+            written.html.display(),
+            written.json.display(),
+            finished.dir.join("logs").display()
+        ),
+        Err(_) => {}
+    }
+    let found = if finished.interrupted { Err(Interrupted.into()) } else { Ok(judgement.outcome) };
+    answer(found, [written.err(), finished.teardown.take()])
+}
+
+/// A violation is the answer, whatever else went wrong; otherwise what went wrong is.
+fn answer(found: Result<Outcome>, troubles: impl IntoIterator<Item = Option<Error>>) -> Result<Outcome> {
+    let mut troubles = troubles.into_iter().flatten();
+    let found = match found {
+        Ok(Outcome::Failed) => Ok(Outcome::Failed),
+        found => troubles.next().map_or(found, Err),
+    };
+    troubles.for_each(|trouble| anstream::eprintln!("error: {trouble:#}"));
+    found
 }
 
 /// What was violated, the witness, and the command that repeats it.
@@ -71,13 +86,19 @@ pub fn soak(args: &RunArgs) -> Result<ExitCode> {
         let settings = crate::run::Settings { out: if args.with.out.is_some() { out.join(seed.to_string()) } else { out }, ..settings };
         let finished = session::run(&settings, &interrupts, &voice);
         voice.finish();
-        let outcome = conclude(&finished?)?;
+        let outcome = conclude(&mut finished?)?;
         anstream::println!("soak: seed {seed} {outcome:?} after {} runs\n", seed - first + 1);
         if outcome == Outcome::Failed {
             return Ok(code(outcome));
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The worst outcome of all.
+pub fn try_faults(words: &[String]) -> Result<ExitCode> {
+    let tried = fault::command(words, &Interrupts::listen()?)?;
+    Ok(code(answer(Ok(tried.worst), [tried.trouble])?))
 }
 
 pub fn list() -> Result<ExitCode> {
@@ -104,11 +125,12 @@ pub fn mutants(args: &MutantsArgs) -> Result<ExitCode> {
     voice.finish();
     let rows = rows?;
     anstream::println!("{}", seeded::table(&rows));
-    if let Some(file) = &args.json {
+    let written = args.json.as_ref().map(|file| {
         let text = serde_json::to_string_pretty(&rows).context("the table as JSON")?;
-        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    Ok(if seeded::all_caught(&rows) { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    });
+    let found = if seeded::all_caught(&rows) { Outcome::Passed } else { Outcome::Failed };
+    Ok(code(answer(Ok(found), [written.and_then(Result::err)])?))
 }
 
 /// It must fail: the exit code says whether the harness saw that.
@@ -125,27 +147,42 @@ pub fn control(args: &RunArgs) -> Result<ExitCode> {
 /// In the order in which they are shown.
 const SYSTEMS: [SystemName; 3] = [SystemName::Trilithon, SystemName::PatroniTuned, SystemName::Patroni];
 
-/// What a system did is for the reader to judge: it ends well when all were run.
+/// What its peers did is for the reader to judge: the exit code is of what Trilithon did.
 pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
     let dir = args.run.with.out.clone().unwrap_or_else(|| "target/chaos/compared".into());
     let mut records = args.records.iter().map(|file| report::read(file)).collect::<Result<Vec<Record>>>()?;
-    if records.is_empty() {
-        let (interrupts, voice) = (Interrupts::listen()?, Voice::new());
-        let what = &args.run.what;
-        let chosen = what.standard || what.short || what.minutes.is_some() || !what.faults.is_empty();
-        for system in SYSTEMS.into_iter().filter(|system| args.only.is_empty() || args.only.contains(system)) {
-            let what = WhatArgs { system, compared: what.compared || !chosen, ..what.clone() };
-            let with = WithArgs { out: Some(dir.join(system.word())), ..args.run.with.clone() };
-            let finished = session::run(&settings(args.run.seed, &what, &with)?, &interrupts, &voice);
-            voice.finish();
-            let finished = finished?;
-            conclude(&finished)?;
-            records.push(finished.record);
-        }
+    let ran = if records.is_empty() { run_compared(args, &dir, &mut records) } else { Ok(()) };
+    let drawn = ran.and_then(|()| draw(&dir, &records));
+    Ok(code(answer(Ok(own_outcome(&records)), [drawn.err()])?))
+}
+
+fn run_compared(args: &CompareArgs, dir: &Path, records: &mut Vec<Record>) -> Result<()> {
+    let (interrupts, voice) = (Interrupts::listen()?, Voice::new());
+    let what = &args.run.what;
+    let chosen = what.standard || what.short || what.minutes.is_some() || !what.faults.is_empty();
+    for system in SYSTEMS.into_iter().filter(|system| args.only.is_empty() || args.only.contains(system)) {
+        let what = WhatArgs { system, compared: what.compared || !chosen, ..what.clone() };
+        let with = WithArgs { out: Some(dir.join(system.word())), ..args.run.with.clone() };
+        let finished = session::run(&settings(args.run.seed, &what, &with)?, &interrupts, &voice);
+        voice.finish();
+        let mut finished = finished?;
+        conclude(&mut finished)?;
+        records.push(finished.record);
     }
-    let written = report::write_comparison(&dir, &records)?;
-    anstream::println!("{}\nreport  {}\nfigures {}", report::side_by_side(&records), written.html.display(), written.json.display());
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+fn draw(dir: &Path, records: &[Record]) -> Result<()> {
+    anstream::println!("{}", report::side_by_side(records));
+    let written = report::write_comparison(dir, records)?;
+    anstream::println!("report  {}\nfigures {}", written.html.display(), written.json.display());
+    Ok(())
+}
+
+/// The worst of Trilithon's own records; where there is none, nothing of it was found wrong.
+fn own_outcome(records: &[Record]) -> Outcome {
+    let own = records.iter().filter(|record| record.system == SystemName::Trilithon.word());
+    own.map(|record| report::judge(record).outcome).max().unwrap_or(Outcome::Passed)
 }
 
 pub fn up(args: &UpArgs) -> Result<ExitCode> {
@@ -190,4 +227,50 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode> {
         anstream::println!("{}", report::together(&records));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{FaultRecord, Verdict};
+    use anyhow::anyhow;
+
+    #[test]
+    fn a_violation_is_the_answer_whatever_else_went_wrong() {
+        let trouble = || [Some(anyhow!("no room")), Some(anyhow!("not down in full"))];
+        assert_eq!(answer(Ok(Outcome::Failed), trouble()).unwrap(), Outcome::Failed);
+        assert_eq!(answer(Ok(Outcome::Passed), trouble()).unwrap_err().to_string(), "no room");
+        assert_eq!(answer(Err(Interrupted.into()), trouble()).unwrap_err().to_string(), "no room");
+        assert!(answer(Err(Interrupted.into()), [None, None]).unwrap_err().is::<Interrupted>());
+        assert_eq!(answer(Ok(Outcome::Inconclusive), [None, None]).unwrap(), Outcome::Inconclusive);
+    }
+
+    /// A folder that cannot be made, since a file is in its place.
+    #[test]
+    fn a_record_that_cannot_be_written_hides_no_violation() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let finished = |outcome| Finished { record: record("trilithon", outcome), dir: file.clone(), interrupted: false, teardown: None };
+        assert_eq!(conclude(&mut finished(Outcome::Failed)).unwrap(), Outcome::Failed);
+        assert!(conclude(&mut finished(Outcome::Passed)).unwrap_err().to_string().contains("cannot make"));
+        let mut left = Finished { dir: dir.path().join("out"), teardown: Some(anyhow!("not down in full")), ..finished(Outcome::Passed) };
+        assert_eq!(conclude(&mut left).unwrap_err().to_string(), "not down in full");
+        assert!(dir.path().join("out/record.json").exists(), "the record is there all the same");
+    }
+
+    #[test]
+    fn a_comparison_ends_as_trilithons_own_column_does() {
+        let all = |own, peer| own_outcome(&[record("patroni", peer), record("trilithon", own)]);
+        assert_eq!(all(Outcome::Passed, Outcome::Failed), Outcome::Passed);
+        assert_eq!(all(Outcome::Failed, Outcome::Passed), Outcome::Failed);
+        assert_eq!(all(Outcome::Inconclusive, Outcome::Failed), Outcome::Inconclusive);
+        assert_eq!(own_outcome(&[record("patroni", Outcome::Failed)]), Outcome::Passed);
+    }
+
+    fn record(system: &str, outcome: Outcome) -> Record {
+        let verdict = Verdict { checker: "set".to_owned(), outcome, ..Verdict::default() };
+        let fault = FaultRecord { took_hold: Some("seen".to_owned()), ..FaultRecord::default() };
+        Record { system: system.to_owned(), verdicts: vec![verdict], faults: vec![fault], ..Record::default() }
+    }
 }

@@ -15,7 +15,7 @@ pub fn check(histories: &Histories, end: &Final, least: Least) -> Verdict {
     let standby = histories.totals.iter().filter(|total| total.attempt.origin.door == Door::Standby).count();
     case.need("transfers", transfers, least.acknowledged);
     case.need("snapshots", histories.totals.len(), least.reads);
-    case.count("snapshots_of_standbys", standby);
+    case.need("snapshots_of_standbys", standby, least.reads_of_standbys());
     for total in histories.totals.iter().filter(|total| (total.accounts, total.sum) != wanted) {
         let what = format!("{} accounts with {}", total.accounts, total.sum);
         case.violate(vec![format!("{what} instead of {} with {}", wanted.0, wanted.1), line(histories, &total.attempt, &what)]);
@@ -35,14 +35,18 @@ pub fn check(histories: &Histories, end: &Final, least: Least) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::made::{LEAST, assert_failed, assert_passed, attempt, nodes_with_set};
-    use crate::workload::history::{Total, Transfer};
+    use crate::check::made::{LEAST, assert_failed, assert_inconclusive, assert_passed, attempt, nodes_with_set, origin};
+    use crate::workload::history::{Attempt, Total, Transfer};
 
     fn judged(sum: i64, end: &Final) -> Verdict {
+        judged_at(Door::Standby, sum, end)
+    }
+
+    fn judged_at(door: Door, sum: i64, end: &Final) -> Verdict {
         let transfers = vec![Transfer { attempt: attempt(1, 0, 1, Fate::Done), from_account: 1, to_account: 2, amount: 5 }];
         let totals = vec![
             Total { attempt: attempt(2, 0, 1, Fate::Done), accounts: 8, sum: 8000 },
-            Total { attempt: attempt(2, 2, 3, Fate::Done), accounts: 8, sum },
+            Total { attempt: Attempt { origin: origin(3, door), ..attempt(3, 2, 3, Fate::Done) }, accounts: 8, sum },
         ];
         check(&Histories { transfers, totals, bank_sum: 8000, ..Histories::default() }, end, LEAST)
     }
@@ -50,6 +54,13 @@ mod tests {
     #[test]
     fn a_constant_sum_passes() {
         assert_passed(&judged(8000, &nodes_with_set(&[&[], &[]])));
+    }
+
+    #[test]
+    fn without_a_snapshot_of_a_standby_nothing_is_known_of_standbys() {
+        for door in [Door::Primary, Door::Auto, Door::Direct] {
+            assert_inconclusive(&judged_at(door, 8000, &nodes_with_set(&[&[], &[]])), "0 snapshots_of_standbys, needs 1");
+        }
     }
 
     #[test]

@@ -40,6 +40,11 @@ pub fn assert_passed(verdict: &Verdict) {
     assert_eq!(verdict.outcome, Outcome::Passed, "{verdict:#?}");
 }
 
+pub fn assert_inconclusive(verdict: &Verdict, words: &str) {
+    assert_eq!(verdict.outcome, Outcome::Inconclusive, "{verdict:#?}");
+    assert!(verdict.summary.contains(words), "no {words:?} in {}", verdict.summary);
+}
+
 pub fn assert_failed(verdict: &Verdict, words: &str) {
     assert_eq!(verdict.outcome, Outcome::Failed, "{verdict:#?}");
     let all = verdict.witness.join("\n");

@@ -43,6 +43,13 @@ pub struct Least {
     pub reads: usize,
 }
 
+impl Least {
+    /// Of reads on standbys: their promises are not kept by what a primary shows.
+    fn reads_of_standbys(self) -> usize {
+        (self.reads / 4).max(1)
+    }
+}
+
 impl Default for Least {
     /// What some ten seconds of the default rate bring.
     fn default() -> Least {

@@ -30,6 +30,8 @@ pub fn check(histories: &Histories, end: &Final, least: Least) -> Verdict {
     let seen = |door: Door| histories.glimpses.iter().filter(|g| g.origin.door == door).map(|g| g.ids.len()).sum::<usize>();
     let total: usize = histories.glimpses.iter().map(|glimpse| glimpse.ids.len()).sum();
     case.need("seen", total, least.reads);
+    let of_standbys = histories.glimpses.iter().filter(|glimpse| glimpse.standby && glimpse.origin.door != Door::Direct).count();
+    case.need("looks_at_standbys", of_standbys, least.reads_of_standbys());
     for (name, door) in
         [("seen_auto", Door::Auto), ("seen_primary", Door::Primary), ("seen_standby", Door::Standby), ("seen_direct", Door::Direct)]
     {
@@ -71,7 +73,7 @@ fn story(histories: &Histories, glimpse: &Glimpse, add: Option<&Add>, first: Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::made::{LEAST, add, assert_failed, assert_passed, nodes_with_set, origin};
+    use crate::check::made::{LEAST, add, assert_failed, assert_inconclusive, assert_passed, nodes_with_set, origin};
     use crate::record::At;
 
     fn judged(adds: Vec<Add>, seen: &[i64], sets: &[&[i64]]) -> Verdict {
@@ -79,7 +81,9 @@ mod tests {
     }
 
     fn judged_at(door: Door, standby: bool, adds: Vec<Add>, seen: &[i64], sets: &[&[i64]]) -> Verdict {
-        let glimpses = vec![Glimpse { origin: origin(5, door), at: At(500), node: None, standby, ids: seen.to_vec() }];
+        let glimpse = |door, standby, ids: &[i64]| Glimpse { origin: origin(5, door), at: At(500), node: None, standby, ids: ids.to_vec() };
+        // Besides, somebody looked at a standby through a proxy, and saw nothing new.
+        let glimpses = vec![glimpse(door, standby, seen), glimpse(Door::Standby, true, &[])];
         check(&Histories { adds, glimpses, ..Histories::default() }, &nodes_with_set(sets), LEAST)
     }
 
@@ -94,6 +98,15 @@ mod tests {
             &judged(vec![add(1, Fate::Done), add(2, Fate::Unknown)], &[1, 2], &[&[1, 2], &[1]]),
             "row 2 was seen and is not on dc2",
         );
+    }
+
+    #[test]
+    fn without_a_look_at_a_standby_through_a_proxy_nothing_is_known_of_them() {
+        for (door, standby) in [(Door::Direct, true), (Door::Standby, false), (Door::Auto, false)] {
+            let glimpses = vec![Glimpse { origin: origin(5, door), at: At(500), node: None, standby, ids: vec![1] }];
+            let histories = Histories { adds: vec![add(1, Fate::Done)], glimpses, ..Histories::default() };
+            assert_inconclusive(&check(&histories, &nodes_with_set(&[&[1]]), LEAST), "0 looks_at_standbys, needs 1");
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod system;
 mod trilithon;
 
 pub use config::CORE_TRACE;
-pub use node::{End, Node};
+pub use node::{End, Ended, Node};
 pub use peers::{Patroni, Profile};
 pub use process::output_within;
 use process::reap;
@@ -35,7 +35,7 @@ use crate::record::{At, RunClock};
 use crate::world::World;
 use anyhow::{Context as _, Result, bail};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
@@ -76,6 +76,18 @@ pub struct Started {
     child: Child,
 }
 
+/// Everything was started, and the cluster did not become whole: what it waits for. The one failure of a start that is the program's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotWhole(pub String);
+
+impl std::fmt::Display for NotWhole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotWhole {}
+
 type Heard = Option<(At, Vec<Status>)>;
 
 /// A running cluster. Clones are the same cluster. All methods may be called from any thread that is not inside a runtime.
@@ -94,7 +106,7 @@ impl Cluster {
     /// Write configuration (and whatever else it takes), start all programs in each datacenter, wait until all stream.
     ///
     /// # Errors
-    /// A program is missing or refuses, or the cluster is not whole in time: what it waits for, and where its logs are.
+    /// A program is missing or refuses; [`NotWhole`] where all was started and the cluster is not whole in time.
     pub fn start(world: &World, system: Arc<dyn System>) -> Result<Cluster> {
         system.prepare(world.sites()).with_context(|| format!("cannot set up {}", system.name()))?;
         let nodes = world.sites().iter().map(|site| Node::new(site.clone(), Arc::clone(&system))).collect();
@@ -103,7 +115,8 @@ impl Cluster {
         for node in cluster.nodes.iter() {
             node.start()?;
         }
-        cluster.until("whole for the first time", START_LIMIT, Status::is_redundant)?;
+        let whole = cluster.until("whole for the first time", START_LIMIT, |status| cluster.is_whole(status));
+        whole.map_err(|error| NotWhole(format!("{error:#}")))?;
         cluster.password = cluster.system.password(world.sites())?;
         Ok(cluster)
     }
@@ -284,7 +297,7 @@ impl Cluster {
     ///
     /// # Errors
     /// As of [`Node::stop`].
-    pub fn terminate(&self, node: &Node) -> Result<ExitStatus> {
+    pub fn terminate(&self, node: &Node) -> Result<Ended> {
         let from = self.clock.now();
         let ended = node.stop();
         self.note(vec![SIGTERM.to_owned(), node.name.clone()], from, None);
@@ -337,7 +350,12 @@ impl Cluster {
     /// # Errors
     /// It is not so in time: what is missing.
     pub fn until_redundant(&self, limit: Duration) -> Result<Duration> {
-        self.until("redundant", limit, Status::is_redundant)
+        self.until("redundant", limit, |status| self.is_whole(status))
+    }
+
+    /// Redundant, and nobody is missing: a member that was removed, or never joined, is no member, and would not be missed.
+    pub fn is_whole(&self, status: &Status) -> bool {
+        status.is_whole(self.nodes.len())
     }
 
     /// Wait for any condition on the status; tends the nodes meanwhile.

@@ -25,6 +25,14 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// How a process answered SIGTERM.
+#[derive(Clone, Copy, Debug)]
+pub enum Ended {
+    With(ExitStatus),
+    /// It goes on ending.
+    NotWithin(Duration),
+}
+
 /// A process that ended although nobody asked it to.
 #[derive(Clone, Debug)]
 pub struct End {
@@ -178,8 +186,8 @@ impl Node {
     /// SIGTERM to what manages Postgres, and wait: it hands over what it has, and stops its Postgres.
     ///
     /// # Errors
-    /// It has not ended within 20 s; it goes on ending.
-    pub fn stop(&self) -> Result<ExitStatus> {
+    /// It did not run.
+    pub fn stop(&self) -> Result<Ended> {
         let mut running = self.hold(Part::Node);
         for r in &running {
             let _ = send(r.child.id(), Signal::TERM);
@@ -195,11 +203,11 @@ impl Node {
                 Ok(None) | Err(_) => true,
             });
             if running.is_empty() {
-                return first.with_context(|| format!("{} did not run", self.name));
+                return first.map(Ended::With).with_context(|| format!("{} did not run", self.name));
             }
             if clock.now() >= At(0).after(STOP_LIMIT) {
                 self.lock().dying.extend(running);
-                bail!("{} has not stopped {} s after SIGTERM", self.name, STOP_LIMIT.as_secs());
+                return Ok(Ended::NotWithin(STOP_LIMIT));
             }
             sleep(LOOK_EVERY);
         }

@@ -107,6 +107,11 @@ impl Status {
         self.phase == "steady" && self.is_writable() && data > 1 && self.members.iter().all(settled) && full
     }
 
+    /// Redundant, and as many members as there are `nodes`: whoever is not listed is not asked how it is.
+    pub fn is_whole(&self, nodes: usize) -> bool {
+        self.is_redundant() && self.members.len() == nodes
+    }
+
     /// One line: what keeps it from being whole.
     pub fn in_words(&self) -> String {
         let members: Vec<String> = self.members.iter().map(|m| format!("{} {} {} ({})", m.name, m.role, m.state, m.step)).collect();
@@ -201,6 +206,9 @@ mod tests {
         assert!(whole().is_redundant());
         let narrowed = Status { rule: Some(Rule { standbys: vec!["dc2".into()], acks: 1, changing: false }), ..whole() };
         assert!(!narrowed.is_redundant());
+        let removed = Status { members: whole().members[..2].to_vec(), ..whole() };
+        assert!(removed.is_redundant() && !removed.is_whole(3), "who was removed is missing");
+        assert!(whole().is_whole(3));
         let mut away = whole();
         away.members[2].state = "starting".into();
         assert!(!away.is_redundant());

@@ -137,7 +137,7 @@ fn small_volume<'a>(i: &mut Injected<'a>, target: Target<'a>, part: &'static str
     let place: PathBuf = if part == "pg_wal" { target.pgdata().join(part) } else { target.consensus() };
     let image = target.site.logs().join(format!("{}-{part}.img", target.name()));
     i.undo(format!("start {}", target.name()), move || target.start());
-    i.ctx.cluster.terminate(target.node)?;
+    super::process::end_in_order(i, target)?;
     let volume = Rc::new(Volume::planned(&place, &image));
     let removing = Rc::clone(&volume);
     i.undo(format!("{part} of {} back on its disk", target.name()), move || {

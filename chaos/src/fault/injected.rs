@@ -1,4 +1,4 @@
-//! A fault in force: what it broke, how each part is mended, what proves that it took hold.
+//! A fault in force: what it broke, how each part is mended, what proves that it took hold, what the program must do about it.
 //!
 //! Primitives register how to mend a thing *before* they break it, so that a fault whose injection failed half-way heals as one that
 //! succeeded. Healing runs in reverse order, goes on over errors, and at the end starts every node process that is not there: who
@@ -6,6 +6,7 @@
 
 use super::aim::{self, Target};
 use super::kinds::{Aim, Fault};
+use super::signs::Signs;
 use crate::cluster::Cluster;
 use crate::record::RunClock;
 use crate::world::World;
@@ -39,12 +40,6 @@ impl Default for Scale {
     }
 }
 
-struct Evidence<'a> {
-    what: String,
-    look: Box<dyn FnMut() -> Option<String> + 'a>,
-    seen: Option<String>,
-}
-
 struct Undo<'a> {
     what: String,
     run: Box<dyn FnOnce() -> Result<()> + 'a>,
@@ -56,7 +51,8 @@ pub struct Injected<'a> {
     pub(super) ctx: &'a Ctx<'a>,
     pub(super) rng: StdRng,
     targets: Vec<Target<'a>>,
-    evidence: Vec<Evidence<'a>>,
+    evidence: Signs<'a>,
+    expected: Signs<'a>,
     undo: Vec<Undo<'a>>,
     afterwards: Vec<Undo<'a>>,
 }
@@ -65,12 +61,13 @@ pub struct Injected<'a> {
 ///
 /// # Errors
 /// The aim does not exist at this moment (no primary, say), the world lacks what the fault needs, or a primitive failed; whatever
-/// was broken by then is mended.
+/// was broken by then is mended. [`super::Misbehaved`] where it was the program under test that did wrong.
 pub fn inject<'a>(fault: &'static Fault, ctx: &'a Ctx<'a>) -> Result<Injected<'a>> {
     let targets = aim::resolve(fault.aim, ctx).with_context(|| format!("{} has nobody to be aimed at", fault.name))?;
     let seed = fault.name.bytes().fold(ctx.seed, |seed, byte| seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte));
     let rng = StdRng::seed_from_u64(seed);
-    let mut injected = Injected { fault, ctx, rng, targets, evidence: Vec::new(), undo: Vec::new(), afterwards: Vec::new() };
+    let (evidence, expected) = (Signs::default(), Signs::default());
+    let mut injected = Injected { fault, ctx, rng, targets, evidence, expected, undo: Vec::new(), afterwards: Vec::new() };
     (fault.inject)(&mut injected).with_context(|| format!("{} was not injected", fault.name))?;
     Ok(injected)
 }
@@ -87,19 +84,24 @@ impl<'a> Injected<'a> {
         }
     }
 
-    /// Evidence that all of it took hold; looks anew at whatever was not seen yet, and remembers what was.
+    /// Evidence that all of it took hold; looks anew at whatever was not seen yet, and remembers what was. Looks for the program's
+    /// answer, too.
     pub fn proof(&mut self) -> Option<String> {
-        for evidence in self.evidence.iter_mut().filter(|e| e.seen.is_none()) {
-            evidence.seen = (evidence.look)();
-        }
-        let seen: Option<Vec<&str>> = self.evidence.iter().map(|e| e.seen.as_deref()).collect();
-        seen.filter(|seen| !seen.is_empty()).map(|seen| seen.join("; "))
+        self.evidence.look();
+        self.expected.look();
+        self.evidence.seen()
     }
 
-    /// What was not seen so far.
+    /// Evidence that was not seen so far.
     #[must_use]
     pub fn missing(&self) -> Vec<&str> {
-        self.evidence.iter().filter(|e| e.seen.is_none()).map(|e| e.what.as_str()).collect()
+        self.evidence.unseen()
+    }
+
+    /// What the program should have done about it, and was not seen to do by the last [`Injected::proof`].
+    #[must_use]
+    pub fn unmet(&self) -> Vec<&str> {
+        self.expected.unseen()
     }
 
     /// Mend everything. A second time it does nothing.
@@ -153,13 +155,18 @@ impl<'a> Injected<'a> {
 
     /// Register what shows that it took hold. `look` is called until it says something.
     pub(super) fn prove(&mut self, what: impl Into<String>, look: impl FnMut() -> Option<String> + 'a) {
-        self.evidence.push(Evidence { what: what.into(), look: Box::new(look), seen: None });
+        self.evidence.add(what, look);
+    }
+
+    /// Register what the program must do about the fault, which is no proof that it struck. `look` is called until it says something,
+    /// while the fault holds and once after healing; where it never does, the program did wrong.
+    pub(super) fn expect(&mut self, what: impl Into<String>, look: impl FnMut() -> Option<String> + 'a) {
+        self.expected.add(what, look);
     }
 
     /// Register what was seen already.
     pub(super) fn proved(&mut self, seen: impl Into<String>) {
-        let seen = seen.into();
-        self.evidence.push(Evidence { what: seen.clone(), look: Box::new(|| None), seen: Some(seen) });
+        self.evidence.add_seen(seen);
     }
 
     /// The one it is aimed at, or the first of them.
@@ -176,9 +183,11 @@ impl<'a> Injected<'a> {
         aim::all(self.ctx).into_iter().filter(|t| t.name() != target.name()).collect()
     }
 
-    /// A second fault in the same breath; it heals with this one.
+    /// A second fault in the same breath; it heals with this one, and what is expected of it is expected of this one.
     pub(super) fn also(&mut self, fault: &'static Fault) -> Result<()> {
-        let child = std::rc::Rc::new(std::cell::RefCell::new(inject(fault, self.ctx)?));
+        let mut child = inject(fault, self.ctx)?;
+        self.expected.add_all(fault.name, std::mem::take(&mut child.expected));
+        let child = std::rc::Rc::new(std::cell::RefCell::new(child));
         let (proving, healing) = (std::rc::Rc::clone(&child), child);
         self.prove(fault.name, move || proving.borrow_mut().proof().map(|seen| format!("{}: {seen}", fault.name)));
         self.undo(fault.name, move || healing.borrow_mut().heal());

@@ -1,9 +1,23 @@
 //! Primitives on the lines between datacenters. Each direction that is changed is put back as the world's preset has it.
 
 use super::aim::Target;
-use super::injected::Injected;
-use crate::world::Link;
-use anyhow::Result;
+use super::injected::{Ctx, Injected};
+use crate::world::{Counters, Link};
+use anyhow::{Context as _, Result};
+use std::time::Duration;
+
+/// Of so many handshakes the fastest is how far it is: on a line that loses packets some take a second longer.
+const HANDSHAKES: usize = 3;
+/// The kernel's first patience with a lost packet (RFC 6298). Who took so much longer met with a loss, which is nothing slow.
+const RETRANSMITTED_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a handshake took before anything was changed.
+#[derive(Clone, Copy)]
+pub struct Base<'a> {
+    from: Target<'a>,
+    to: Target<'a>,
+    took: Duration,
+}
 
 impl<'a> Injected<'a> {
     /// Change the direction `from` → `to`.
@@ -37,7 +51,7 @@ impl<'a> Injected<'a> {
         self.line(from, to, |link| link.cut = true)?;
         // The dead send nothing that could be dropped.
         if !from.node_is_dead() {
-            self.prove_drops(from, to);
+            self.prove_cut(from, to);
         }
         Ok(())
     }
@@ -52,10 +66,19 @@ impl<'a> Injected<'a> {
         self.others(target).into_iter().try_for_each(|other| self.cut_both(target, other))
     }
 
-    /// More packets were dropped on the way since now.
+    /// More packets were dropped on the way since now, by intent or by chance.
     pub(super) fn prove_drops(&mut self, from: Target<'a>, to: Target<'a>) {
+        self.prove_counted(from, to, Counters::dropped);
+    }
+
+    /// More packets met a cut (also of a port, by a reset, for their size) on the way since now. What a line loses by chance is no sign.
+    pub(super) fn prove_cut(&mut self, from: Target<'a>, to: Target<'a>) {
+        self.prove_counted(from, to, |counters| counters.cut);
+    }
+
+    fn prove_counted(&mut self, from: Target<'a>, to: Target<'a>, of: fn(&Counters) -> u64) {
         let wan = self.ctx.world.wan();
-        let dropped = move || wan.counters(from.name(), to.name()).dropped();
+        let dropped = move || of(&wan.counters(from.name(), to.name()));
         let before = dropped();
         self.prove(format!("packets dropped {}→{}", from.name(), to.name()), move || {
             let lost = dropped().saturating_sub(before);
@@ -74,15 +97,23 @@ impl<'a> Injected<'a> {
         });
     }
 
-    /// A handshake from `from` to a port of `to` takes at least `least_ms`, or does not end at all.
-    pub(super) fn prove_slow(&mut self, from: Target<'a>, to: Target<'a>, least_ms: u64) {
-        let (clock, port) = (self.ctx.clock, self.ctx.cluster.ports().grpc);
+    /// How long a handshake from `from` to a port of `to` takes as things are; to be asked before they are changed.
+    ///
+    /// # Errors
+    /// It does not come through: nothing could be told from it later.
+    pub(super) fn handshake(&self, from: Target<'a>, to: Target<'a>) -> Result<Base<'a>> {
+        let fastest = (0..HANDSHAKES).filter_map(|_| shake_hands(self.ctx, from, to)).min();
+        let took = fastest.with_context(|| format!("{} cannot reach {} even before", from.name(), to.name()))?;
+        Ok(Base { from, to, took })
+    }
+
+    /// A handshake takes at least `longer` than it did. One that does not come through is no proof: that is another fault's doing.
+    pub(super) fn prove_slower(&mut self, base: Base<'a>, longer: Duration) {
+        let (Base { from, to, took: before }, ctx) = (base, self.ctx);
         self.prove(format!("a slow handshake {}→{}", from.name(), to.name()), move || {
-            let began = clock.now();
-            let reached = super::probe::connects(from.site, to.address(), port);
-            let took = clock.now().since(began).as_millis();
-            let slow = !reached || took >= u128::from(least_ms);
-            slow.then(|| format!("a handshake {}→{} took {took} ms{}", from.name(), to.name(), if reached { "" } else { " in vain" }))
+            let took = shake_hands(ctx, from, to)?;
+            let words = || format!("a handshake {}→{} took {} ms, {} before", from.name(), to.name(), took.as_millis(), before.as_millis());
+            is_slower(before, took, longer).then(words)
         });
     }
 
@@ -100,5 +131,29 @@ impl<'a> Injected<'a> {
             let reached = super::probe::connects(from.site, to.address(), port);
             reached.then(|| format!("{}→{}:{port} is reached", from.name(), to.name()))
         });
+    }
+}
+
+fn shake_hands(ctx: &Ctx<'_>, from: Target<'_>, to: Target<'_>) -> Option<Duration> {
+    let began = ctx.clock.now();
+    let reached = super::probe::connects(from.site, to.address(), ctx.cluster.ports().grpc);
+    reached.then(|| ctx.clock.now().since(began))
+}
+
+fn is_slower(before: Duration, took: Duration, longer: Duration) -> bool {
+    took >= before + longer && took < before + RETRANSMITTED_AFTER
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slower_is_more_than_the_distance_and_less_than_a_lost_packet() {
+        let ms = Duration::from_millis;
+        let slower = |before, took| is_slower(ms(before), ms(took), ms(200));
+        assert!(slower(40, 240) && slower(200, 405));
+        assert!(!slower(200, 203), "as far as it ever was");
+        assert!(!slower(40, 1_041), "a packet was lost");
     }
 }

@@ -5,16 +5,19 @@
 //!                             │
 //!      network  process  clock  disk  damage  postgres  operations  clients  together      tables, one fault an entry
 //!                             │
-//!      lines  procs  limits  volume  sessions  orders  flap  toil  probe  evidence    primitives
+//!      lines  procs  limits  volume  sessions  orders  flap  toil  probe  evidence  signs    primitives
 //! ```
 //! Each family's file begins with its table, which reads as documentation. Primitives register how to mend before they break and what
 //! would prove that they did. A fault without evidence is inconclusive: nothing may be concluded from a run in which it did not take
-//! hold. Deliberately absent: when a fault strikes and for how long (the run's plan), and any verdict about what it did (the checkers).
+//! hold. What the program must do about a fault is no evidence for it, or a program that does wrong would only make runs inconclusive:
+//! that is expected apart ([`Injected::unmet`]), or told by an error of its own ([`Misbehaved`]).
+//! Deliberately absent: when a fault strikes and for how long (the run's plan), and any verdict about what it did (the checkers).
 
 mod administrators;
 mod aim;
 mod clients;
 mod clock;
+mod command;
 mod damage;
 mod disk;
 mod evidence;
@@ -24,6 +27,7 @@ mod kinds;
 mod ledger;
 mod limits;
 mod lines;
+mod misbehaved;
 mod network;
 mod operations;
 mod orders;
@@ -33,15 +37,17 @@ mod probe;
 mod process;
 mod procs;
 mod sessions;
+mod signs;
 mod together;
 mod toil;
 mod try_one;
 mod volume;
 
+pub use command::command;
 pub use injected::{Ctx, Injected, Scale, inject};
 pub use kinds::{Expected, Fault, Needs, Phase};
+pub use misbehaved::Misbehaved;
 pub use peers::meaningless;
-pub use try_one::command;
 
 use std::sync::LazyLock;
 

@@ -4,6 +4,7 @@ use super::aim::{self, Target};
 use super::evidence::Tail;
 use super::injected::Injected;
 use super::kinds::{Aim, Family, Fault, Phase};
+use super::misbehaved::Misbehaved;
 use super::orders::{self, Order};
 use super::process;
 use super::procs::Kind;
@@ -48,7 +49,7 @@ pub(super) const FAULTS: &[Fault] = &[
         i.isolate(target)?;
         let from = others(i, target, Role::Primary)?;
         let order = orders::give(i, from, &["switchover", "--to", target.name()])?;
-        i.prove("refused", move || order.outcome().filter(|_| !order.is_done()));
+        i.expect(format!("the switchover to {} is answered, and not done", target.name()), move || order.refusal());
         Ok(())
     })
     .hold(25, 40),
@@ -289,12 +290,10 @@ fn contradict(i: &mut Injected<'_>) -> Result<()> {
 fn rolling_restart(i: &mut Injected<'_>) -> Result<()> {
     for target in i.all_targets() {
         i.undo(format!("start {}", target.name()), move || target.start());
-        let status = i.ctx.cluster.terminate(target.node)?;
-        if !status.success() {
-            bail!("{} ended with {status} after SIGTERM", target.name());
-        }
+        process::end_in_order(i, target)?;
         target.start()?;
-        let whole = i.ctx.cluster.until_redundant(Duration::from_secs(60))?;
+        let whole = i.ctx.cluster.until_redundant(Duration::from_secs(60));
+        let whole = whole.map_err(|error| Misbehaved(format!("{} was restarted in order: {error:#}", target.name())))?;
         i.proved(format!("{} was restarted, all streamed again after {} ms", target.name(), whole.as_millis()));
     }
     Ok(())

@@ -10,6 +10,9 @@ use std::time::Duration;
 /// A switchover may take its whole timeout of 20 s, and a copy longer; nobody waits for the latter.
 const ORDER_LIMIT: Duration = Duration::from_secs(45);
 
+/// How the words of an order begin that was answered and not carried out; the code follows.
+const REFUSED: &str = "exit ";
+
 /// An order that was given and whose outcome may still be open.
 #[derive(Clone)]
 pub struct Order {
@@ -24,9 +27,10 @@ impl Order {
         outcome.as_ref().map(|outcome| format!("`{}`: {outcome}", self.words))
     }
 
-    /// Was it carried out, as far as its exit code tells?
-    pub fn is_done(&self) -> bool {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|o| o.starts_with("done"))
+    /// [`Order::outcome`], where it was answered and not carried out; who never answered has refused nothing.
+    pub fn refusal(&self) -> Option<String> {
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        outcome.as_ref().filter(|outcome| outcome.starts_with(REFUSED)).map(|outcome| format!("`{}`: {outcome}", self.words))
     }
 }
 
@@ -75,7 +79,25 @@ pub fn in_words(output: &Output) -> String {
     let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
     match output.status.code() {
         Some(0) => format!("done: {last}"),
-        Some(code) => format!("exit {code}: {last}"),
+        Some(code) => format!("{REFUSED}{code}: {last}"),
         None => format!("{}: {last}", output.status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::ExitStatus;
+
+    #[test]
+    fn only_who_answers_and_does_not_do_it_refuses() {
+        let said =
+            |status: i32| in_words(&Output { status: ExitStatus::from_raw(status), stdout: b"it says\n".to_vec(), stderr: Vec::new() });
+        let order = |outcome: Option<String>| Order { words: "switchover".to_owned(), outcome: Arc::new(Mutex::new(outcome)) };
+        assert_eq!(order(Some(said(3 << 8))).refusal().as_deref(), Some("`switchover`: exit 3: it says"));
+        for outcome in [None, Some(said(0)), Some(said(9)), Some("no outcome: no end within 45 s".to_owned())] {
+            assert_eq!(order(outcome.clone()).refusal(), None, "{outcome:?}");
+        }
     }
 }

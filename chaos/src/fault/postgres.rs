@@ -200,7 +200,7 @@ fn cancel_storm(i: &mut Injected<'_>) -> Result<()> {
     Ok(())
 }
 
-/// ALTER SYSTEM and a reload; the node must put it back and say so.
+/// ALTER SYSTEM and a reload, which strike by being accepted; the node must put it back and say so.
 fn alter_system<'a>(i: &mut Injected<'a>, target: Target<'a>, name: &'static str, value: &'static str) -> Result<()> {
     let log = Tail::of(target.node_log());
     i.undo(format!("{name} of {}", target.name()), move || {
@@ -211,7 +211,8 @@ fn alter_system<'a>(i: &mut Injected<'a>, target: Target<'a>, name: &'static str
     });
     target.sql(&format!("ALTER SYSTEM SET {name} = {value}"))?;
     target.sql("SELECT pg_reload_conf()")?;
-    i.prove(format!("{} restores {name}", target.name()), move || {
+    i.proved(format!("{name} of {} was set to {value}", target.name()));
+    i.expect(format!("{} restores {name}", target.name()), move || {
         log.line(&["a protected setting was changed"]).map(|line| format!("{}: {line}", target.name()))
     });
     Ok(())

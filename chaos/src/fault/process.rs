@@ -5,8 +5,9 @@ use super::evidence::Tail;
 use super::injected::Injected;
 use super::kinds::{Aim, Family, Fault, Phase};
 use super::limits;
+use super::misbehaved::Misbehaved;
 use super::procs::{Group, Kind, Process};
-use crate::cluster::Part;
+use crate::cluster::{Ended, Part};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 use std::time::Duration;
@@ -290,14 +291,24 @@ fn exhaust(i: &mut Injected<'_>) -> Result<()> {
     Ok(())
 }
 
-/// In order: within twenty seconds the process is gone, and so is its Postgres.
+/// In order: within twenty seconds the process is gone, and so is its Postgres. What else it does is its own fault, not that there was
+/// nothing to end.
 fn terminate<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
     let process = target.process(Kind::Node)?;
     i.undo(format!("start {}", target.name()), move || target.start());
-    let status = i.ctx.cluster.terminate(target.node)?;
-    if !status.success() {
-        bail!("{} ended with {status} after SIGTERM, not in order", target.name());
-    }
+    end_in_order(i, target)?;
     prove_gone(i, target, Kind::Node, process);
     Ok(())
+}
+
+/// SIGTERM, and wait.
+///
+/// # Errors
+/// It does not run; [`Misbehaved`] where it does not end, or not with success.
+pub(super) fn end_in_order(i: &Injected<'_>, target: Target<'_>) -> Result<()> {
+    match i.ctx.cluster.terminate(target.node)? {
+        Ended::With(status) if status.success() => Ok(()),
+        Ended::With(status) => bail!(Misbehaved(format!("{} ended with {status} after SIGTERM, not in order", target.name()))),
+        Ended::NotWithin(limit) => bail!(Misbehaved(format!("{} has not ended {} s after SIGTERM", target.name(), limit.as_secs()))),
+    }
 }

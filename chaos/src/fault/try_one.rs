@@ -1,15 +1,12 @@
 //! One fault against a running cluster, by itself: for who writes a fault, and for who wants to see one.
 
-use super::injected::{Ctx, Injected, Scale, inject};
-use super::kinds::Expected;
+use super::injected::{Ctx, Injected, inject};
+use super::kinds::{Expected, Fault};
 use super::ledger::Ledger;
-use crate::cluster::{Cluster, Options, Trilithon};
-use crate::record::RunClock;
-use crate::world::{Preset, Spec, World};
-use anyhow::{Context as _, Result};
+use crate::record::Outcome;
+use crate::run::Pace;
+use anyhow::{Result, bail};
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// A write has to come through by then, whatever the fault was; more than the promise, so that its breach is measured.
@@ -27,6 +24,8 @@ pub struct Trial {
     pub proof: Option<String>,
     /// What kept it from being proved.
     pub missing: Vec<String>,
+    /// What the program should have done about it and was not seen to do.
+    pub unmet: Vec<String>,
     /// Healing went wrong.
     pub heal_error: Option<String>,
     pub writable_after: Result<Duration, String>,
@@ -37,14 +36,25 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Took hold, healed, and the cluster came back to full redundancy by itself.
+    /// Took hold, healed, and the cluster did what it should and came back to full redundancy by itself.
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.proof.is_some()
+            && self.unmet.is_empty()
             && self.heal_error.is_none()
             && self.writable_after.is_ok()
             && self.redundant_after.is_ok()
             && self.ledger.is_ok()
+    }
+
+    /// What it says of the program. That a fault which is not handled is not handled says nothing new.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match (&self.proof, self.is_good(), self.expected) {
+            (None, _, _) => Outcome::Inconclusive,
+            (Some(_), false, Expected::Handled) => Outcome::Failed,
+            (Some(_), true, _) | (Some(_), false, Expected::Remedy(_) | Expected::Known(_)) => Outcome::Passed,
+        }
     }
 }
 
@@ -59,6 +69,9 @@ impl fmt::Display for Trial {
         match &self.proof {
             Some(proof) => writeln!(f, "  proof      {proof}")?,
             None => writeln!(f, "  not proved {}", self.missing.join("; "))?,
+        }
+        for unmet in &self.unmet {
+            writeln!(f, "  expected   NOT: {unmet}")?;
         }
         if let Some(error) = &self.heal_error {
             writeln!(f, "  healing    {error}")?;
@@ -81,113 +94,104 @@ impl fmt::Display for Trial {
     }
 }
 
-/// Inject the fault called `name`, hold it until it is proved and its least time is over, heal, and wait until all is well.
+/// Inject `fault`, hold it until it is proved and its least time is over, heal, and wait until all is well.
 ///
 /// # Errors
-/// There is no such fault, or it could not be injected. A cluster that does not come back is no error here: see [`Trial`].
-pub fn try_one(name: &str, ctx: &Ctx<'_>) -> Result<Trial> {
-    let fault = super::named(name).with_context(|| format!("no fault is called {name}; `chaos list` shows all"))?;
-    until_whole(ctx).context("before the fault")?;
+/// Interrupted, or it could not be injected. A cluster that does not come back is no error here: see [`Trial`].
+pub fn try_one(fault: &'static Fault, ctx: &Ctx<'_>, pace: &Pace) -> Result<Trial> {
+    if let Err(why) = until_whole(ctx, pace)? {
+        bail!("before the fault {why}");
+    }
     let ledger = Ledger::open(ctx)?;
     let mut injected = inject(fault, ctx)?;
     let began = ctx.clock.now();
-    hold(ctx, &mut injected);
+    hold(ctx, pace, &mut injected)?;
     let (aim, proof) = (injected.aim(), injected.proof());
-    let missing = injected.missing().into_iter().map(str::to_owned).collect();
+    let owned = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect();
+    let missing = owned(injected.missing());
     let heal_error = injected.heal().err().map(|e| format!("{e:#}"));
+    // An answer may come only with the mending; evidence that comes as late is the run's to believe.
+    injected.proof();
+    let unmet = owned(injected.unmet());
     let held = ctx.clock.now().since(began);
     let healed = ctx.clock.now();
-    let in_words = |error: anyhow::Error| format!("{error:#}");
-    let writable_after = until_written(ctx, &ledger);
-    let redundant_after = until_whole(ctx).map(|_| ctx.clock.now().since(healed)).map_err(in_words);
-    let ledger = ledger.close(ctx).map_err(in_words);
-    Ok(Trial { name: fault.name, aim, held, proof, missing, heal_error, writable_after, redundant_after, ledger, expected: fault.expected })
+    let writable_after = until_written(ctx, pace, &ledger)?;
+    let redundant_after = until_whole(ctx, pace)?.map(|()| ctx.clock.now().since(healed));
+    let ledger = ledger.close(ctx).map_err(|error| format!("{error:#}"));
+    let (name, expected) = (fault.name, fault.expected);
+    Ok(Trial { name, aim, held, proof, missing, unmet, heal_error, writable_after, redundant_after, ledger, expected })
 }
 
-/// Redundant, and nobody is missing: a member that was removed is no member, and would not be missed.
-fn until_whole(ctx: &Ctx<'_>) -> Result<Duration> {
-    let all = ctx.cluster.nodes().len();
-    ctx.cluster.until("whole", REDUNDANT_LIMIT, |status| status.is_redundant() && status.members.len() == all)
+/// Look until it is `good`; node processes that end by themselves are started again meanwhile.
+fn wait(ctx: &Ctx<'_>, pace: &Pace, limit: Duration, every: Duration, mut good: impl FnMut() -> bool) -> Result<bool> {
+    pace.until(limit, every, || {
+        ctx.cluster.tend(&ctx.clock);
+        good()
+    })
 }
 
-/// Until a client's write is acknowledged.
-fn until_written(ctx: &Ctx<'_>, ledger: &Ledger) -> Result<Duration, String> {
+/// Within: what keeps it from being whole.
+fn until_whole(ctx: &Ctx<'_>, pace: &Pace) -> Result<Result<(), String>> {
+    if wait(ctx, pace, REDUNDANT_LIMIT, LOOK_EVERY, || ctx.cluster.status().is_ok_and(|s| ctx.cluster.is_whole(&s)))? {
+        return Ok(Ok(()));
+    }
+    let seen = ctx.cluster.status().map_or_else(|error| format!("{error:#}"), |s| s.in_words());
+    Ok(Err(format!("the cluster is not whole after {} s: {seen}", REDUNDANT_LIMIT.as_secs())))
+}
+
+/// Until a client's write is acknowledged. Within: there was none.
+fn until_written(ctx: &Ctx<'_>, pace: &Pace, ledger: &Ledger) -> Result<Result<Duration, String>> {
     let (began, before) = (ctx.clock.now(), ledger.count());
-    while ledger.count() == before {
-        if ctx.clock.now().since(began) > WRITABLE_LIMIT {
-            return Err(format!("no write was acknowledged within {} s", WRITABLE_LIMIT.as_secs()));
-        }
-        ctx.cluster.tend(&ctx.clock);
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(ctx.clock.now().since(began))
+    let written = wait(ctx, pace, WRITABLE_LIMIT, Duration::from_millis(10), || ledger.count() != before)?;
+    let why_not = || format!("no write was acknowledged within {} s", WRITABLE_LIMIT.as_secs());
+    Ok(written.then(|| ctx.clock.now().since(began)).ok_or_else(why_not))
 }
 
-/// For its least time, and on until it is proved, at most for its longest; node processes that end by themselves are started again.
-fn hold(ctx: &Ctx<'_>, injected: &mut Injected<'_>) {
-    let began = ctx.clock.now();
-    let (least, most) = (began.after(injected.fault.hold.0), began.after(injected.fault.hold.1));
-    loop {
-        let proved = injected.proof().is_some();
-        let now = ctx.clock.now();
-        if (now >= least && proved) || now >= most {
-            return;
-        }
-        ctx.cluster.tend(&ctx.clock);
-        std::thread::sleep(LOOK_EVERY);
-    }
-}
-
-/// `fault NAME…` by itself: a world and a cluster, each fault in turn, its outcome printed. After a fault that the cluster did not
-/// come back from, the others get a new world; the logs of the old one stay.
-///
-/// # Errors
-/// The machine cannot carry a world, or the program does not start.
-pub fn command(words: &[String]) -> Result<()> {
-    let (flags, names): (Vec<&str>, Vec<&str>) = words.iter().map(String::as_str).partition(|w| w.starts_with("--"));
-    let flag = |name: &str| flags.iter().find_map(|f| f.strip_prefix(name)?.strip_prefix('='));
-    let seed = flag("--seed").and_then(|s| s.parse().ok()).unwrap_or(1);
-    let dir = PathBuf::from(flag("--dir").unwrap_or("/tmp/chaos-fault"));
-    let preset = if flags.contains(&"--design") { Preset::Design } else { Preset::Lan };
-    let (disks, clocks) = (!flags.contains(&"--no-disks"), !flags.contains(&"--no-clocks"));
-    let scale = Scale { connections: flag("--connections").and_then(|n| n.parse().ok()).unwrap_or(2_000), ..Scale::default() };
-    let mut left = &names[..];
-    for number in 1.. {
-        if left.is_empty() {
-            break;
-        }
-        let spec = Spec { name: "fault".to_owned(), dir: dir.join(number.to_string()), sites: 3, preset, disks, clocks, seed };
-        left = in_one_world(&spec, seed, scale, left)?;
-    }
+/// For its least time, and on until it is proved and answered, at most for its longest.
+fn hold(ctx: &Ctx<'_>, pace: &Pace, injected: &mut Injected<'_>) -> Result<()> {
+    let (least, most) = injected.fault.hold;
+    let least = ctx.clock.now().after(least);
+    wait(ctx, pace, most, LOOK_EVERY, || {
+        let proved = injected.proof().is_some() && injected.unmet().is_empty();
+        proved && ctx.clock.now() >= least
+    })?;
     Ok(())
 }
 
-/// Until the cluster does not come back. Gives the faults that are left.
-fn in_one_world<'n>(spec: &Spec, seed: u64, scale: Scale, names: &'n [&'n str]) -> Result<&'n [&'n str]> {
-    let world = World::up(spec)?;
-    let binary = std::env::var_os("TRILITHON_BIN").map_or_else(|| "target/release/trilithon".into(), PathBuf::from);
-    let cluster = Cluster::start(&world, Arc::new(Trilithon::new(Options { binary, ..Options::default() }, world.dir())?))?;
-    let clock = RunClock::start();
-    let ctx = Ctx { world: &world, cluster: &cluster, clock, seed, scale };
-    let mut left = names;
-    while let [name, rest @ ..] = left {
-        left = rest;
-        let trial = try_one(name, &ctx);
-        let whole = trial.as_ref().is_ok_and(|t| t.redundant_after.is_ok());
-        match trial {
-            Ok(trial) => anstream::print!("{trial}"),
-            Err(error) => anstream::println!("ERROR {name}: {error:#}"),
-        }
-        if !whole && cluster.until_redundant(Duration::from_secs(20)).is_err() {
-            anstream::println!("  logs       {}", spec.dir.display());
-            for target in super::aim::all(&ctx) {
-                // On the disk, which ends with the world.
-                let _ = std::fs::copy(target.postgres_log(), target.site.logs().join("postgres.log"));
-            }
-            break;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial() -> Trial {
+        Trial {
+            name: "x",
+            aim: "primary (dc1)".to_owned(),
+            held: Duration::from_secs(5),
+            proof: Some("it was seen".to_owned()),
+            missing: Vec::new(),
+            unmet: Vec::new(),
+            heal_error: None,
+            writable_after: Ok(Duration::ZERO),
+            redundant_after: Ok(Duration::ZERO),
+            ledger: Ok("all there".to_owned()),
+            expected: Expected::Handled,
         }
     }
-    cluster.kill();
-    world.down()?;
-    Ok(left)
+
+    #[test]
+    fn an_answer_that_was_not_seen_is_bad_and_shown() {
+        assert_eq!((trial().is_good(), trial().outcome()), (true, Outcome::Passed));
+        let unmet = Trial { unmet: vec!["dc1 restores fsync".to_owned()], ..trial() };
+        assert_eq!((unmet.is_good(), unmet.outcome()), (false, Outcome::Failed));
+        let text = unmet.to_string();
+        assert!(text.starts_with("BAD x") && text.contains("expected   NOT: dc1 restores fsync"), "{text}");
+    }
+
+    #[test]
+    fn only_what_took_hold_and_should_be_handled_fails() {
+        let away = |trial: Trial| Trial { redundant_after: Err("dc3 is away".to_owned()), ..trial };
+        assert_eq!(away(trial()).outcome(), Outcome::Failed);
+        assert_eq!(away(Trial { proof: None, ..trial() }).outcome(), Outcome::Inconclusive);
+        assert_eq!(away(Trial { expected: Expected::Known("it stays away"), ..trial() }).outcome(), Outcome::Passed);
+    }
 }

@@ -150,6 +150,6 @@ mod tests {
         view.said = [said(1), said(2)];
         assert_eq!(view.status().primary.as_deref(), Some("dc2"));
         view.said = [said(1), Some(Said { is_primary: false, timeline: 1, is_streaming: true })];
-        assert!(view.status().is_redundant());
+        assert!(view.status().is_whole(3), "the one that only watches is a member too");
     }
 }

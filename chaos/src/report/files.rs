@@ -5,7 +5,12 @@ use super::{compare_text, page, picture};
 use crate::record::Record;
 use anyhow::{Context, Result};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+
+const JSON: &str = "record.json";
+const HTML: &str = "report.html";
+const PICTURE: &str = "timeline.svg";
 
 /// Where [`write`] put things.
 #[derive(Clone, Debug)]
@@ -18,11 +23,32 @@ pub struct Written {
 /// Writes the three files into `dir`, which is made where it is missing.
 pub fn write(dir: &Path, record: &Record) -> Result<Written> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}: choose another folder for the report", dir.display()))?;
-    let written = Written { json: dir.join("record.json"), html: dir.join("report.html"), picture: dir.join("timeline.svg") };
+    let written = Written { json: dir.join(JSON), html: dir.join(HTML), picture: dir.join(PICTURE) };
     put(&written.json, &to_json(record)?)?;
     put(&written.html, &page(record))?;
     put(&written.picture, &picture(record))?;
     Ok(written)
+}
+
+/// Takes away what [`write`] put into `dir` before, and nothing else.
+///
+/// # Errors
+/// Something of it cannot be removed.
+pub fn clear(dir: &Path) -> Result<()> {
+    [JSON, HTML, PICTURE].into_iter().try_for_each(|name| remove(&dir.join(name)))
+}
+
+/// A file that may not be there.
+///
+/// # Errors
+/// It is there, and cannot be removed.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}, which an earlier run left: choose another folder", path.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Where [`write_comparison`] put things.
@@ -103,6 +129,17 @@ mod tests {
         assert_eq!(read(&written.json).unwrap().seed, sample::small().seed);
         assert!(fs::read_to_string(&written.html).unwrap().starts_with("<!doctype html>"));
         assert!(fs::read_to_string(&written.picture).unwrap().starts_with("<svg "));
+    }
+
+    #[test]
+    fn what_an_earlier_run_wrote_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        clear(&dir.path().join("not/there")).unwrap();
+        write(dir.path(), &sample::small()).unwrap();
+        fs::write(dir.path().join("comparison.html"), "").unwrap();
+        clear(dir.path()).unwrap();
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["comparison.html"]);
     }
 
     #[test]

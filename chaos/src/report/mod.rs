@@ -32,7 +32,7 @@ mod timeline_charts;
 mod together;
 
 pub use compare_text::side_by_side;
-pub use files::{read, write, write_comparison};
+pub use files::{clear, read, remove, write, write_comparison};
 pub use outcome::judge;
 pub use page::page;
 pub use shape::shape_of_failover;

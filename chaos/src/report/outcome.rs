@@ -2,7 +2,7 @@
 
 use super::stats;
 use super::text::plural;
-use crate::record::{Outcome, Record};
+use crate::record::{FaultRecord, Outcome, Record};
 
 /// The word and why, most important first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct Judgement {
     pub reasons: Vec<String>,
 }
 
-/// A run passes when every checker that applies passed, there was at least one, and every fault took hold.
+/// A run passes when every checker that applies passed, there was at least one, and every fault took hold, in its phase.
 pub fn judge(record: &Record) -> Judgement {
     let of = |outcome: Outcome| record.verdicts.iter().filter(move |verdict| verdict.outcome == outcome);
     let failed: Vec<String> = of(Outcome::Failed).map(|verdict| format!("{}: {}", verdict.checker, verdict.summary)).collect();
@@ -42,15 +42,21 @@ fn doubts(record: &Record) -> Vec<String> {
     }
     let unsure = record.verdicts.iter().filter(|verdict| verdict.outcome == Outcome::Inconclusive);
     doubts.extend(unsure.map(|verdict| format!("{}: {}", verdict.checker, verdict.summary)));
-    let missed: Vec<String> =
-        (1..).zip(&record.faults).filter(|(_, f)| f.took_hold.is_none()).map(|(i, f)| format!("#{i} {}", f.name)).collect();
-    if !missed.is_empty() {
-        let total = plural(record.faults.len(), "fault");
-        let shown = missed.len().min(MISSED_SHOWN);
-        let more = if missed.len() > shown { format!(" and {} more", missed.len() - shown) } else { String::new() };
-        doubts.push(format!("{} of {total} did not take hold: {}{more}", missed.len(), missed[..shown].join(", ")));
-    }
+    doubts.extend(some_that(record, "did not take hold", |fault| fault.took_hold.is_none()));
+    doubts.extend(some_that(record, "missed the phase that they were to strike in", |fault| fault.missed.is_some()));
     doubts
+}
+
+/// "2 of 25 faults did what they did: #3 kill-node, #7 bridge"; `None`: none of them.
+fn some_that(record: &Record, did: &str, which: impl Fn(&FaultRecord) -> bool) -> Option<String> {
+    let named: Vec<String> = (1..).zip(&record.faults).filter(|(_, f)| which(f)).map(|(i, f)| format!("#{i} {}", f.name)).collect();
+    if named.is_empty() {
+        return None;
+    }
+    let total = plural(record.faults.len(), "fault");
+    let shown = named.len().min(MISSED_SHOWN);
+    let more = if named.len() > shown { format!(" and {} more", named.len() - shown) } else { String::new() };
+    Some(format!("{} of {total} {did}: {}{more}", named.len(), named[..shown].join(", ")))
 }
 
 /// The word for people.
@@ -77,6 +83,15 @@ mod tests {
         let judgement = judge(&missed);
         assert_eq!(judgement.outcome, Outcome::Inconclusive);
         assert!(judgement.reasons[0].contains("#2"), "{judgement:?}");
+    }
+
+    #[test]
+    fn a_fault_that_struck_in_another_phase_than_it_should_concludes_nothing() {
+        let mut record = sample::small();
+        record.faults[2].missed = Some("election".to_owned());
+        let judgement = judge(&record);
+        assert_eq!(judgement.outcome, Outcome::Inconclusive);
+        assert_eq!(judgement.reasons, ["1 of 3 faults missed the phase that they were to strike in: #3 isolate_primary"]);
     }
 
     #[test]

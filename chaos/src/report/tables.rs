@@ -31,14 +31,15 @@ pub fn faults(record: &Record) -> String {
     ];
     let mut rows = String::new();
     for (number, fault) in (1..).zip(&record.faults) {
-        let missed = if fault.took_hold.is_some() { "" } else { " class=\"unsure\"" };
+        let unsure = if fault.took_hold.is_some() && fault.missed.is_none() { "" } else { " class=\"unsure\"" };
+        let phase = fault.missed.as_ref().map_or_else(|| escape(&fault.phase), |phase| format!("<b>missed {}</b>", escape(phase)));
         let proof = fault.took_hold.as_deref().map_or_else(|| "<b>did not take hold</b>".to_owned(), escape);
-        rows += &format!("<tr id=\"fault-{number}\"{missed}>");
+        rows += &format!("<tr id=\"fault-{number}\"{unsure}>");
         rows += &cell("#", "number", &number.to_string());
         rows += &cell("at", "number", &instant(fault.from));
         rows += &cell("fault", "name", &escape(&fault.name));
         rows += &cell("aim", "wide", &escape(&fault.aim));
-        rows += &cell("phase", "", &escape(&fault.phase));
+        rows += &cell("phase", "", &phase);
         rows += &cell("lasted", "number", &millis(millis_between(fault.from, fault.to)));
         rows += &cell("outage", "number", &millis_or_dash(fault.outage_ms));
         rows += &cell("heal → writable", "number wide", &millis_or_dash(fault.writable_after_heal_ms));

@@ -14,8 +14,37 @@ pub struct Hunt {
     pub lease_ttl: Option<&'static str>,
     /// Why no short run from outside shows it.
     pub hidden: Option<&'static str>,
-    /// Only these checkers count, where others fail without the bug, too.
-    pub by: Option<&'static [&'static str]>,
+    pub by: By,
+}
+
+/// Who must catch a bug. A cluster may stay away for many reasons, so that this proves something only of bugs that keep it away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Any checker of what clients were told and of what the nodes hold.
+    Data,
+    /// One of those, or one of these.
+    DataOr(&'static [&'static str]),
+    /// One of these alone: others may fail without the bug, or say nothing of it.
+    Only(&'static [&'static str]),
+}
+
+/// What becomes of a cluster that never is whole for the first time; no checker's name.
+pub const START: &str = "start";
+/// Verdicts of the run itself, which come of many things.
+const OF_THE_RUN: &[&str] = &["availability", "cause", "final", START, "workload"];
+/// The cluster does not come back.
+const AWAY: &[&str] = &["availability", "final"];
+
+impl By {
+    /// Does a failure of `checker` count?
+    pub fn counts(self, checker: &str) -> bool {
+        let is_data = !OF_THE_RUN.contains(&checker);
+        match self {
+            By::Data => is_data,
+            By::DataOr(others) => is_data || others.contains(&checker),
+            By::Only(these) => these.contains(&checker),
+        }
+    }
 }
 
 /// Something that does the cluster no harm: the workload alone shows it.
@@ -54,30 +83,34 @@ pub const CONTROL: &[Entry] = &[("isolate-primary", Phase::Steady)];
 
 /// By the bug's name.
 pub fn hunt(bug: &str) -> Hunt {
-    let with = |faults| Hunt { faults, lease_ttl: None, hidden: None, by: None };
+    let with = |faults| Hunt { faults, lease_ttl: None, hidden: None, by: By::Data };
     let hidden = |why| Hunt { hidden: Some(why), ..with(HUNT) };
     match bug {
-        "fsync-off" => with(ALL_LOSE_POWER),
+        "fsync-off" => Hunt { by: By::DataOr(AWAY), ..with(ALL_LOSE_POWER) },
         "log-not-synced" => Hunt {
             hidden: Some("all must lose power within the half second by which sled writes behind; the store's own tests cut it there"),
             ..with(POWER_LOST_IN_PROMOTION)
         },
-        "commit-local" | "names-emptied" | "narrow-rule-early" | "unknown-said-done" => with(ISOLATED),
+        "commit-local" | "narrow-rule-early" | "unknown-said-done" => with(ISOLATED),
+        // A rule that is never in force keeps a cluster from being whole at all.
+        "names-emptied" => Hunt { by: By::DataOr(&[START]), ..with(ISOLATED) },
         "ignore-lease" => with(ISOLATED),
         // On a busy machine the next primary takes writes only when the usual lease has ended anyway.
         "short-lease-wait" => Hunt { lease_ttl: Some("\"9s\""), ..with(ISOLATED) },
         "doubtful-read" => with(MUTE),
-        "timeline-reused" => with(CLAIMED_IN_VAIN),
-        "skip-seal" | "keep-old-servers" => with(NODE_STOPPED),
+        "timeline-reused" => Hunt { by: By::DataOr(AWAY), ..with(CLAIMED_IN_VAIN) },
+        "skip-seal" => with(NODE_STOPPED),
+        "keep-old-servers" => Hunt { by: By::DataOr(AWAY), ..with(NODE_STOPPED) },
         "elect-lagging" | "elect-uncovered" => with(UNEQUAL),
-        "needless-election" | "commit-error-swallowed" | "release-in-transaction" => with(MILD),
+        "needless-election" => Hunt { by: By::Only(&["cause"]), ..with(MILD) },
+        "commit-error-swallowed" | "release-in-transaction" => with(MILD),
         "read-on-standby" | "forget-own-writes" => with(REPLAY_PAUSED),
         "replay-unknown-write" => with(KILLED),
         "unknown-said-not-applied" => with(DEAF),
         "reread-elsewhere" => with(READS_LOST),
         "leak-transaction" => with(ABANDONED),
         // What is read of a commit whose wait was cancelled is promised to nobody; what is acknowledged is.
-        "cancelled-wait-acknowledged" => Hunt { by: Some(&["set"]), ..with(CANCELLED) },
+        "cancelled-wait-acknowledged" => Hunt { by: By::Only(&["set"]), ..with(CANCELLED) },
         "switchover-said-done" => with(SWITCHOVER),
         "no-compare-and-set" => with(RIVALS),
         "request-applied-twice" => with(ORDERED_TWICE),
@@ -127,6 +160,21 @@ mod tests {
             let found = fault::catalogue().iter().find(|f| f.name == name);
             assert!(found.is_some_and(|f| f.phases.contains(&phase)), "{name} in {}", phase.word());
         }
+    }
+
+    #[test]
+    fn a_cluster_that_stays_away_proves_only_the_bugs_that_keep_it_away() {
+        let counts = |bug: &str, checker: &str| hunt(bug).by.counts(checker);
+        for bug in ["skip-seal", "commit-local", "read-on-standby", "", "one that nobody knows"] {
+            assert!(counts(bug, "set") && counts(bug, "list-append serializable"), "{bug}");
+            assert!(OF_THE_RUN.iter().all(|checker| !counts(bug, checker)), "{bug}");
+        }
+        for bug in ["fsync-off", "keep-old-servers", "timeline-reused"] {
+            assert!(counts(bug, "availability") && counts(bug, "final") && !counts(bug, "cause") && !counts(bug, START), "{bug}");
+        }
+        assert!(counts("needless-election", "cause") && !counts("needless-election", "availability"));
+        assert!(counts("names-emptied", START) && counts("names-emptied", "set") && !counts("names-emptied", "availability"));
+        assert!(counts("cancelled-wait-acknowledged", "set") && !counts("cancelled-wait-acknowledged", "replica-reads"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ mod voice;
 mod watch;
 
 pub use lists::{SHORT, STANDARD, compared, listed};
-pub use pace::Interrupted;
+pub use pace::{Interrupted, Pace};
 pub use plan::{Listed, Mode};
 pub use session::Finished;
 pub use settings::{Settings, Which};

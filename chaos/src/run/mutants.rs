@@ -2,14 +2,16 @@
 //!
 //! The program is one that was built with its seeded bugs; `trilithon version --bugs` lists them, the environment variable
 //! TRILITHON_BUG switches one on. Each bug gets a world of its own. A mutant that nobody caught is a hole in the harness, and so is a
-//! first row (no bug at all) that does not pass: it stands the faults of all the others. Bugs that no run from outside shows in minutes
-//! are passed over, unless they are asked for; see [`hunts`].
+//! first row (no bug at all) that does not pass: it stands the faults of all the others, under the same limits of time. Whose failure
+//! counts as a catch is told by each hunt; an error of the harness never does. Bugs that no run from outside shows in minutes are passed
+//! over, unless they are asked for; see [`hunts`].
 
+use super::hunts::By;
 use super::settings::{Settings, Which};
 use super::voice::Voice;
 use super::{hunts, lists, session};
-use crate::cluster::output_within;
-use crate::record::{Outcome, RunClock, Verdict};
+use crate::cluster::{NotWhole, output_within};
+use crate::record::{Outcome, Record, RunClock, Verdict};
 use crate::report;
 use crate::world::Interrupts;
 use anyhow::{Context as _, Result, bail};
@@ -82,7 +84,7 @@ fn parse(line: &str) -> Option<Bug> {
 /// Run the program without a bug and then with each.
 ///
 /// # Errors
-/// The program has no seeded bugs, or a world could not be built.
+/// The program has no seeded bugs; or a world could not be built or taken down, or a run ended without an answer.
 pub fn run(settings: &Settings, hunted: &Hunted, interrupts: &Interrupts, voice: &Voice) -> Result<Vec<Row>> {
     let (clock, all) = (RunClock::start(), bugs(&settings.binary)?);
     if let Some(unknown) = hunted.only.iter().find(|name| !all.iter().any(|b| b.name == **name)) {
@@ -105,10 +107,9 @@ pub fn run(settings: &Settings, hunted: &Hunted, interrupts: &Interrupts, voice:
             own.set.extend(hunt.lease_ttl.map(|literal| ("ha".to_owned(), "lease_ttl".to_owned(), literal.to_owned())));
         }
         voice.note(clock, &format!("mutant {}", if bug.name.is_empty() { "none" } else { &bug.name }));
-        let row = one(own, &bug, interrupts, voice).with_context(|| format!("with the bug {}", bug.name))?;
-        let word = if row.caught_by.is_empty() { "not caught" } else { "caught" };
-        voice.note(clock, &format!("{word} after {} s: {}", row.seconds, row.what));
-        rows.push(row);
+        own.hunting = true;
+        let with = || if bug.name.is_empty() { "without a bug".to_owned() } else { format!("with the bug {}", bug.name) };
+        rows.push(one(own, &bug, interrupts, voice).with_context(with)?);
     }
     if hunted.only.is_empty() {
         voice.note(clock, "the control: a plain asynchronous pair");
@@ -121,7 +122,6 @@ fn one(mut settings: Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice
     let clock = RunClock::start();
     settings.stop_at_first = true;
     if !bug.name.is_empty() {
-        settings.hunting = true;
         settings.environment.push((VARIABLE.to_owned(), bug.name.clone()));
         settings.out = settings.out.join(&bug.name);
         settings.dir = settings.dir.join(&bug.name);
@@ -134,23 +134,43 @@ fn one(mut settings: Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice
         seconds: clock.now().0 / 1_000_000,
         what,
     };
-    match session::run(&settings, interrupts, voice) {
-        Ok(finished) if finished.interrupted => bail!(super::pace::Interrupted),
+    let by = hunts::hunt(&bug.name).by;
+    let (row, troubles) = match session::run(&settings, interrupts, voice) {
+        Ok(finished) if finished.interrupted => return Err(finished.teardown.unwrap_or_else(|| super::pace::Interrupted.into())),
         Ok(finished) => {
-            report::write(&finished.dir, &finished.record)?;
-            let passed = report::judge(&finished.record).outcome == Outcome::Passed;
-            let by = hunts::hunt(&bug.name).by;
-            let counts = |v: &&Verdict| by.is_none_or(|by| by.contains(&v.checker.as_str()));
-            let failed: Vec<&Verdict> = finished.record.verdicts.iter().filter(|v| v.outcome == Outcome::Failed).filter(counts).collect();
-            let what = failed.first().map_or_else(|| "no checker found anything".to_owned(), |v| v.summary.clone());
-            Ok(row(failed.iter().map(|v| v.checker.clone()).collect(), passed, what))
+            let written = report::write(&finished.dir, &finished.record);
+            let (caught_by, passed, what) = judged(&finished.record, by);
+            (row(caught_by, passed, what), [written.err(), finished.teardown])
         }
-        // A cluster that does not even start is a bug that nobody ships; without a bug it is the harness's failure.
-        Err(error) if !bug.name.is_empty() => {
-            Ok(row(vec!["start".to_owned()], false, format!("{error:#}").lines().next().unwrap_or_default().to_owned()))
-        }
-        Err(error) => Err(error),
-    }
+        Err(error) => match caught_at_start(&error, by) {
+            Some(what) => (row(vec![hunts::START.to_owned()], false, what), [None, None]),
+            None => return Err(error),
+        },
+    };
+    let word = if row.caught_by.is_empty() { "not caught" } else { "caught" };
+    voice.note(clock, &format!("{word} after {} s: {}", row.seconds, row.what));
+    // Told first: what the run found holds, whatever went wrong behind it.
+    troubles.into_iter().flatten().next().map_or(Ok(row), Err)
+}
+
+/// Who caught it, whether it passed, and what was seen.
+fn judged(record: &Record, by: By) -> (Vec<String>, bool, String) {
+    let judgement = report::judge(record);
+    let passed = judgement.outcome == Outcome::Passed;
+    let counts = |v: &&Verdict| v.outcome == Outcome::Failed && by.counts(&v.checker);
+    let caught: Vec<&Verdict> = record.verdicts.iter().filter(counts).collect();
+    let what = match (caught.first(), judgement.reasons.first()) {
+        (Some(verdict), _) => verdict.summary.clone(),
+        (None, Some(reason)) if !passed => reason.clone(),
+        (None, _) => "no checker found anything".to_owned(),
+    };
+    (caught.iter().map(|v| v.checker.clone()).collect(), passed, what)
+}
+
+/// A cluster that is started and never whole is a bug that nobody ships. Any other error is the harness's own, and catches nothing.
+fn caught_at_start(error: &anyhow::Error, by: By) -> Option<String> {
+    let not_whole = error.downcast_ref::<NotWhole>().filter(|_| by.counts(hunts::START))?;
+    Some(not_whole.to_string())
 }
 
 /// A plain asynchronous pair that a script promotes, under two of the faults: it is known to lose acknowledged writes.
@@ -198,6 +218,32 @@ mod tests {
         let bug = parse("skip-seal  a node reports before it turned away").unwrap();
         assert_eq!((bug.name.as_str(), bug.about.as_str()), ("skip-seal", "a node reports before it turned away"));
         assert_eq!(parse("   "), None);
+    }
+
+    #[test]
+    fn only_a_cluster_that_never_became_whole_is_caught_at_its_start_and_only_where_that_counts() {
+        let start = hunts::hunt("names-emptied").by;
+        let never = || anyhow::Error::from(NotWhole("the cluster is not whole after 240 s".to_owned())).context("logs are in x/logs");
+        assert_eq!(caught_at_start(&never(), start).as_deref(), Some("the cluster is not whole after 240 s"));
+        assert_eq!(caught_at_start(&never(), By::Data), None, "another bug does not show in that");
+        let own = anyhow::anyhow!("cannot start cp: no such file").context("logs are in x/logs");
+        assert_eq!(caught_at_start(&own, start), None, "the harness's own error catches nothing");
+    }
+
+    #[test]
+    fn a_run_in_which_only_another_checker_failed_is_no_catch_and_says_why() {
+        let failed = |checker: &str| Verdict {
+            checker: checker.to_owned(),
+            outcome: Outcome::Failed,
+            summary: format!("what {checker} saw"),
+            ..Verdict::default()
+        };
+        let mut record = Record { verdicts: vec![failed("availability")], ..Record::default() };
+        let (caught_by, passed, what) = judged(&record, By::Data);
+        assert_eq!((caught_by, passed, what.as_str()), (Vec::new(), false, "availability: what availability saw"));
+        record.verdicts.push(failed("set"));
+        let (caught_by, passed, what) = judged(&record, By::Data);
+        assert_eq!((caught_by, passed, what.as_str()), (vec!["set".to_owned()], false, "what set saw"));
     }
 
     #[test]

@@ -14,8 +14,8 @@ use super::{clients, core_trace, logs, versions};
 use crate::cluster::{Cluster, Tells};
 use crate::record::{At, Outcome, Record, RunClock, Verdict};
 use crate::workload::history::{Door, Fate, Histories};
-use crate::world::{Interrupts, World};
-use crate::{check, fault};
+use crate::world::{Interrupts, Site, World};
+use crate::{check, fault, report};
 use anyhow::{Context as _, Result};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -30,21 +30,27 @@ const ATTEMPTS: u32 = 3;
 /// Commands take effect up to this long after they were given.
 const COMMAND_LIMIT: Duration = Duration::from_secs(25);
 
+const HISTORIES: &str = "histories.json";
+
 /// What a run was.
 pub struct Finished {
     pub record: Record,
     /// Where its record and logs are.
     pub dir: PathBuf,
     pub interrupted: bool,
+    /// What of the world could not be taken down. It changes nothing of what the run found.
+    pub teardown: Option<anyhow::Error>,
 }
 
 /// Make one run.
 ///
 /// # Errors
-/// The machine lacks something, or world or cluster could not be started: no run took place.
+/// The machine lacks something, world or cluster could not be started ([`crate::cluster::NotWhole`] where that is the program's doing), or
+/// the run broke off: nothing is concluded.
 pub fn run(settings: &Settings, interrupts: &Interrupts, voice: &Voice) -> Result<Finished> {
     let plan = settings.plan()?;
     settings.check()?;
+    clear(&settings.out)?;
     let clock = RunClock::start();
     let token = interrupts.token().clone();
     let pace = Pace::new(clock, move || token.is_cancelled());
@@ -55,19 +61,22 @@ pub fn run(settings: &Settings, interrupts: &Interrupts, voice: &Voice) -> Resul
     let world = World::up(&settings.world())?;
     let outcome = in_world(settings, &world, plan, &pace, &mut record, voice);
     record.duration = clock.now();
-    world.down().context("the world is not down in full")?;
-    if !settings.keep {
+    let teardown = world.down().context("the world is not down in full").err();
+    if !settings.keep && teardown.is_none() {
         // Logs were copied; what is left is data of the nodes, where they had no disks of their own.
         let _ = std::fs::remove_dir_all(&settings.dir);
     }
-    match outcome {
-        Ok(()) => Ok(Finished { record, dir: settings.out.clone(), interrupted: false }),
-        Err(error) if error.is::<Interrupted>() => {
+    let finished = |record, interrupted, teardown| Finished { record, dir: settings.out.clone(), interrupted, teardown };
+    match (outcome, teardown) {
+        (Ok(()), teardown) => Ok(finished(record, false, teardown)),
+        (Err(error), teardown) if error.is::<Interrupted>() => {
             record.verdicts.clear();
             record.notes.push("interrupted: nothing is concluded".to_owned());
-            Ok(Finished { record, dir: settings.out.clone(), interrupted: true })
+            Ok(finished(record, true, teardown))
         }
-        Err(error) => Err(error),
+        (Err(error), None) => Err(error),
+        // What is left on the machine is for a person to see to, whatever the run's own failure would mean.
+        (Err(error), Some(teardown)) => Err(teardown.context(format!("{error:#}"))),
     }
 }
 
@@ -87,11 +96,13 @@ fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record:
     record.versions = versions::all(&cluster);
     voice.note(pace.clock, &format!("the cluster is whole after {:.1} s", Duration::from_micros(pace.now().0).as_secs_f64()));
     let outcome = with_cluster(settings, world, &cluster, plan, pace, record, voice);
-    record.notes.extend(logs::collect(world, Some(&cluster), &settings.out));
+    let uncopied = logs::collect(world, Some(&cluster), &settings.out);
+    record.notes.extend(uncopied.iter().cloned());
     cluster.kill();
     if settings.core_trace && outcome.is_ok() {
         voice.note(pace.clock, "asking the core again");
-        record.verdicts.push(core_trace::check(&settings.binary, &settings.out));
+        let sites: Vec<&str> = world.sites().iter().map(Site::name).collect();
+        record.verdicts.push(core_trace::check(&settings.binary, &settings.out, &sites, &uncopied));
     }
     outcome
 }
@@ -186,16 +197,17 @@ fn make_steps(settings: &Settings, stage: &Stage<'_>, plan: Plan, steps: &mut Ve
     Ok(())
 }
 
-/// One step, again where something of it did not take hold: that attempt is no fault of the run, only a note. `false`: the run ends here.
+/// One step, again where something of it did not take hold in its phase: that attempt is no fault of the run, only a note. `false`: the
+/// run ends here.
 fn make_step(settings: &Settings, stage: &Stage<'_>, mut step: Step, steps: &mut Vec<Done>) -> Result<bool> {
     for attempt in 1..=ATTEMPTS {
         let mut done = stage.make(&step, steps.iter().map(|s| s.records.len()).sum())?;
         let came_back = done.whole.is_some();
         let goes_on = !done.lost && (came_back || !settings.stop_at_first);
-        let again = attempt < ATTEMPTS && came_back && done.records.iter().any(|record| record.took_hold.is_none());
+        let again = attempt < ATTEMPTS && came_back && found_too_little(&done);
         if again {
-            done.records.retain(|record| record.took_hold.is_some());
-            done.notes.push(format!("step {}: tried again, since not all of it took hold", step.number));
+            keep_what_stands(&mut done);
+            done.notes.push(format!("step {}: tried again, since not all of it took hold in its phase", step.number));
             // What it leaves to chance may fall differently.
             step.seed = step.seed.wrapping_add(1);
         }
@@ -208,6 +220,17 @@ fn make_step(settings: &Settings, stage: &Stage<'_>, mut step: Step, steps: &mut
         }
     }
     Ok(true)
+}
+
+/// Something did not take hold, or struck too late. What the program itself did wrong is no reason to try again: it would be hidden.
+fn found_too_little(done: &Done) -> bool {
+    done.broken.is_empty() && done.records.iter().any(|record| record.took_hold.is_none() || record.missed.is_some())
+}
+
+/// Of an attempt that is repeated: what took hold, each in its own right, as a fault of the phase that it did strike in.
+fn keep_what_stands(done: &mut Done) {
+    done.records.retain(|record| record.took_hold.is_some());
+    done.records.iter_mut().for_each(|record| record.missed = None);
 }
 
 /// Verdicts that rest on what this system does not tell are none. Their figures stay: they show what clients were told.
@@ -224,9 +247,16 @@ fn excuse(verdicts: &mut [Verdict], tells: Tells) {
     }
 }
 
+/// A folder is used again: what an earlier run left there would be taken for this one's.
+fn clear(dir: &Path) -> Result<()> {
+    report::clear(dir)?;
+    report::remove(&dir.join(HISTORIES))?;
+    logs::clear(dir)
+}
+
 /// What the clients saw, for whoever looks into a violation.
 fn keep(histories: &Histories, dir: &Path) -> Result<()> {
-    let file = dir.join("histories.json");
+    let file = dir.join(HISTORIES);
     let text = serde_json::to_vec(histories).context("the histories as JSON")?;
     std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&file, text)).with_context(|| format!("cannot write {}", file.display()))
 }
@@ -246,4 +276,35 @@ fn all_causes(steps: &[Done], histories: &Histories, now: At) -> Vec<Cause> {
     let faults = steps.iter().map(|s| Cause { from: s.from, to: s.whole.unwrap_or(now) });
     let commands = histories.commands.iter().map(|c| Cause { from: c.from, to: c.to.after(COMMAND_LIMIT) });
     faults.chain(commands).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::FaultRecord;
+
+    fn done(took_hold: bool, missed: bool) -> Done {
+        let (took_hold, missed) = (took_hold.then(|| "seen".to_owned()), missed.then(|| "election".to_owned()));
+        Done { records: vec![FaultRecord { took_hold, missed, ..FaultRecord::default() }], ..Done::default() }
+    }
+
+    #[test]
+    fn what_found_too_little_is_tried_again_and_what_stands_of_it_is_kept() {
+        assert!(!found_too_little(&done(true, false)));
+        assert!(found_too_little(&done(false, false)));
+        let mut late = done(true, true);
+        assert!(found_too_little(&late));
+        keep_what_stands(&mut late);
+        assert_eq!((late.records.len(), &late.records[0].missed), (1, &None));
+        let mut nothing = done(false, true);
+        keep_what_stands(&mut nothing);
+        assert!(nothing.records.is_empty());
+    }
+
+    #[test]
+    fn what_the_program_did_wrong_is_not_tried_away() {
+        let mut broken = done(false, false);
+        broken.broken.push("it ended with exit status: 3".to_owned());
+        assert!(!found_too_little(&broken));
+    }
 }

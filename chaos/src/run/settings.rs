@@ -59,7 +59,7 @@ pub struct Settings {
     /// Nodes write down what their core does.
     pub core_trace: bool,
     pub stop_at_first: bool,
-    /// A seeded bug is switched on: what does not come back soon is caught.
+    /// Seeded bugs are hunted: what does not come back soon is caught, and nobody helps it. The program without a bug is held to the same.
     pub hunting: bool,
     /// Words of the command line that are not said by the fields above.
     pub words: Vec<String>,

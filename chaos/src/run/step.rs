@@ -10,7 +10,7 @@ use super::plan::Step;
 use super::voice::Voice;
 use super::watch::Watch;
 use crate::cluster::{Cluster, Status};
-use crate::fault::{self, Ctx, Injected, Phase, Scale};
+use crate::fault::{self, Ctx, Fault, Injected, Misbehaved, Phase, Scale};
 use crate::record::{At, FaultRecord, RunClock};
 use crate::report::Event;
 use crate::workload::Running;
@@ -22,7 +22,7 @@ use std::time::Duration;
 /// Beyond these bounds a cluster did not come back by itself. The targets (5 s and 60 s) are the report's; these are for what hangs.
 pub const WRITABLE_LIMIT: Duration = Duration::from_secs(60);
 pub const REDUNDANT_LIMIT: Duration = Duration::from_secs(180);
-/// The same where a seeded bug is hunted: it is caught then, and nobody helps.
+/// The same where seeded bugs are hunted: one is caught then, and nobody helps.
 const HUNTED_LIMIT: Duration = Duration::from_secs(75);
 /// After a person's help.
 const HELPED_LIMIT: Duration = Duration::from_secs(120);
@@ -38,7 +38,7 @@ pub struct Stage<'a> {
     pub pace: &'a Pace,
     pub clock: RunClock,
     pub scale: Scale,
-    /// A seeded bug is at work, as the harness knows.
+    /// Seeded bugs are hunted: this is one, or what they are compared with.
     pub hunting: bool,
     pub watch: &'a Watch,
     pub voice: &'a Voice,
@@ -58,6 +58,8 @@ pub struct Done {
     pub whole: Option<At>,
     /// Lines for the record's notes.
     pub notes: Vec<String>,
+    /// What the program under test did wrong, other than that it did not come back.
+    pub broken: Vec<String>,
     /// It did not come back, also not with help: the run cannot go on.
     pub lost: bool,
 }
@@ -77,7 +79,9 @@ impl Stage<'_> {
                 Staged::nothing()
             }
         };
-        if staged.reached.is_none() {
+        // Whoever strikes afterwards has struck another cluster than the one that was meant.
+        let missed = staged.reached.is_none().then(|| step.phase.word().to_owned());
+        if missed.is_some() {
             done.notes.push(format!("step {}: {} was over, or never begun, when the fault struck", step.number, step.phase.word()));
         }
         let phase = staged.reached.unwrap_or(Phase::Steady);
@@ -86,7 +90,7 @@ impl Stage<'_> {
         for (number, fault) in (before + 1..).zip(&step.faults) {
             let (from, phase) = (self.pace.now(), phase.word().to_owned());
             self.voice.fault(number, fault.name);
-            let mut record = FaultRecord { name: fault.name.to_owned(), phase, from, ..FaultRecord::default() };
+            let mut record = FaultRecord { name: fault.name.to_owned(), phase, from, missed: missed.clone(), ..FaultRecord::default() };
             match fault::inject(fault, &ctx) {
                 Ok(one) => {
                     let how = if staged.how.is_empty() { String::new() } else { format!(", {}", staged.how) };
@@ -97,6 +101,9 @@ impl Stage<'_> {
                 Err(error) => {
                     let why = format!("{error:#}");
                     self.say(&Event::NotHeld { number, why: &why });
+                    if error.is::<Misbehaved>() && is_alone(step) {
+                        done.broken.push(format!("step {}: {why}", step.number));
+                    }
                     done.notes.push(format!("step {}: {why}", step.number));
                     done.records.push(record);
                 }
@@ -112,6 +119,10 @@ impl Stage<'_> {
                 let why = format!("no sign of {}", one.missing().join(", "));
                 self.say(&Event::NotHeld { number, why: &why });
                 done.notes.push(format!("step {}: {}: {why}", step.number, record.name));
+            } else if let Some(answer) = no_answer(step, one.fault, &one.unmet()) {
+                self.note(&answer.words);
+                done.notes.push(answer.words.clone());
+                done.broken.extend(answer.counts.then_some(answer.words));
             }
             self.say(&Event::Healed { number, lasted: done.healed.since(record.from) });
             done.records.push(record);
@@ -238,7 +249,7 @@ impl Stage<'_> {
     }
 
     fn is_whole(&self) -> bool {
-        self.cluster.status().is_ok_and(|s| s.is_redundant())
+        self.cluster.status().is_ok_and(|s| self.cluster.is_whole(&s))
     }
 
     fn wait(&self, limit: Duration, mut good: impl FnMut() -> bool) -> Result<bool> {
@@ -261,6 +272,32 @@ impl Stage<'_> {
 /// A fault in force: its number in the run, and its record so far.
 type Active<'a> = (usize, FaultRecord, Injected<'a>);
 
+/// Nothing else is at work: what the program does is its answer to this fault.
+fn is_alone(step: &Step) -> bool {
+    step.faults.len() == 1
+}
+
+/// What the program should have done about a fault and was not seen to do.
+struct Unanswered {
+    words: String,
+    /// It had the time, and no other fault kept it from doing it.
+    counts: bool,
+}
+
+fn no_answer(step: &Step, fault: &Fault, unmet: &[&str]) -> Option<Unanswered> {
+    if unmet.is_empty() {
+        return None;
+    }
+    let why_not = match (is_alone(step), step.hold >= fault.hold.0) {
+        (true, true) => None,
+        (false, _) => Some("which is not held against it, since another fault was at work"),
+        (true, false) => Some("which is not held against it, since the fault held for too short a time"),
+    };
+    let words = format!("step {}: {} took hold, and it was not seen that {}", step.number, fault.name, unmet.join(", "));
+    let counts = why_not.is_none();
+    Some(Unanswered { words: why_not.map_or_else(|| words.clone(), |why| format!("{words}, {why}")), counts })
+}
+
 fn stuck_standbys(status: &Status) -> Vec<String> {
     let stuck = status.members.iter().filter(|m| m.role == "standby" && m.state != "streaming");
     stuck.map(|m| m.name.clone()).collect()
@@ -268,4 +305,31 @@ fn stuck_standbys(status: &Status) -> Vec<String> {
 
 pub fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(names: &[&str], hold: u64) -> Step {
+        let faults = names.iter().map(|name| fault::named(name).unwrap()).collect();
+        Step { number: 4, faults, phase: Phase::Steady, hold: Duration::from_secs(hold), pause: Duration::ZERO, seed: 1 }
+    }
+
+    #[test]
+    fn what_was_expected_and_not_seen_counts_where_nothing_else_was_at_work_for_long_enough() {
+        let answer = |names: &[&str], hold, unmet: &[&str]| {
+            let step = step(names, hold);
+            no_answer(&step, step.faults[0], unmet).map(|answer| (answer.counts, answer.words))
+        };
+        let restores = &["dc1 restores fsync"][..];
+        assert_eq!(answer(&["protected-settings-altered"], 3, &[]), None);
+        let (counts, words) = answer(&["protected-settings-altered"], 3, restores).unwrap();
+        assert!(counts, "{words}");
+        assert_eq!(words, "step 4: protected-settings-altered took hold, and it was not seen that dc1 restores fsync");
+        for (names, hold) in [(&["protected-settings-altered", "freeze-datacenter"][..], 3), (&["protected-settings-altered"], 1)] {
+            let (counts, words) = answer(names, hold, restores).unwrap();
+            assert!(!counts && words.contains("not held against it"), "{words}");
+        }
+    }
 }

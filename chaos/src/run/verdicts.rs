@@ -2,14 +2,14 @@
 //!
 //! Also fills in, from the acknowledgements that all clients got, how long each fault kept everybody from writing.
 
-use super::step::{Done, millis};
+use super::step::{Done, WRITABLE_LIMIT, millis};
 use super::watch::Turn;
 use crate::fault::{Expected, Fault};
 use crate::record::{At, FaultRecord, Outcome, Reign, Steps, Verdict};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Targets for the 99th percentile; missed ones are told, and only what never came back fails.
+/// Targets for the 99th percentile; missed ones are told, and only what did not come back within its limit fails.
 const WRITABLE_TARGET_MS: u64 = 5_000;
 const REDUNDANT_TARGET_MS: u64 = 60_000;
 /// Without any fault a gap this long is an outage: longer than the longest lease in use (8 s where the lines are far).
@@ -74,32 +74,35 @@ fn longest_gap(acknowledged: &[At], from: At, to: At) -> Option<Duration> {
     longest.max(Some(to.since(before)))
 }
 
-/// Liveness: after each fault the cluster became writable and whole, without hands.
+/// Liveness: after each fault the cluster became writable and whole, without hands, and it did with the fault what it should.
 pub fn availability(steps: &[Done], catalogue: &[Fault]) -> Verdict {
     let mut verdict = Verdict { checker: "availability".to_owned(), outcome: Outcome::Inconclusive, ..Verdict::default() };
-    let handled = |record: &&FaultRecord| {
+    let handled = |record: &FaultRecord| {
         let known = catalogue.iter().find(|f| f.name == record.name);
         known.is_none_or(|f| f.expected == Expected::Handled)
     };
     let held = |d: &&Done| d.records.iter().any(|r| r.took_hold.is_some());
-    let (mut writable, mut redundant) = (Vec::new(), Vec::new());
-    for done in steps.iter().filter(held) {
-        let names: Vec<&str> = done.records.iter().map(|r| r.name.as_str()).collect();
+    let (mut writable, mut redundant, mut broken) = (Vec::new(), Vec::new(), 0);
+    for done in steps {
+        let is_handled = done.records.iter().all(handled);
+        if is_handled {
+            broken += done.broken.len() as u64;
+            verdict.witness.extend(done.broken.iter().cloned());
+        }
+        if !held(&done) {
+            continue;
+        }
         let first = done.records.first();
         writable.extend(first.and_then(|r| r.writable_after_heal_ms));
         redundant.extend(first.and_then(|r| r.redundant_after_heal_ms));
-        if done.whole.is_none() && done.records.iter().all(|r| handled(&r)) {
-            verdict.witness.push(format!(
-                "{} healed at {:.1} s: not redundant by itself afterwards",
-                names.join(" + "),
-                seconds(done.healed)
-            ));
-            verdict.witness.extend(done.notes.iter().cloned());
+        if is_handled {
+            verdict.witness.extend(stayed_away(done));
         }
     }
     let (writable_p99, redundant_p99) = (percentile(&mut writable, 99), percentile(&mut redundant, 99));
     verdict.counts = BTreeMap::from([
         ("steps".to_owned(), steps.len() as u64),
+        ("broken".to_owned(), broken),
         ("writable_p50_ms".to_owned(), percentile(&mut writable, 50)),
         ("writable_p99_ms".to_owned(), writable_p99),
         ("redundant_p50_ms".to_owned(), percentile(&mut redundant, 50)),
@@ -113,11 +116,30 @@ pub fn availability(steps: &[Done], catalogue: &[Fault]) -> Verdict {
     };
     let within = writable_p99 <= WRITABLE_TARGET_MS && redundant_p99 <= REDUNDANT_TARGET_MS;
     verdict.summary = format!(
-        "{came_back} of {} returns by itself; after the heal writable p99 {writable_p99} ms, redundant p99 {redundant_p99} ms ({})",
+        "{}{came_back} of {} returns by itself; after the heal writable p99 {writable_p99} ms, redundant p99 {redundant_p99} ms ({})",
+        if broken > 0 { format!("wrong answers to faults: {broken}; ") } else { String::new() },
         steps.iter().filter(held).count(),
         if within { "within the targets of 5 s and 60 s" } else { "targets are 5 s and 60 s" }
     );
     verdict
+}
+
+/// What did not come back after a step, and what was noted of it.
+fn stayed_away(done: &Done) -> Vec<String> {
+    let names: Vec<&str> = done.records.iter().map(|r| r.name.as_str()).collect();
+    let healed = format!("{} healed at {:.1} s", names.join(" + "), seconds(done.healed));
+    let mut lines = match done.records.first().and_then(|r| r.writable_after_heal_ms) {
+        None => vec![format!("{healed}: no write was acknowledged afterwards")],
+        Some(ms) if ms > millis(WRITABLE_LIMIT) => vec![format!("{healed}: no write was acknowledged for {ms} ms afterwards")],
+        Some(_) => Vec::new(),
+    };
+    if done.whole.is_none() {
+        lines.push(format!("{healed}: not redundant by itself afterwards"));
+    }
+    if !lines.is_empty() {
+        lines.extend(done.notes.iter().cloned());
+    }
+    lines
 }
 
 /// No change of primary but in the wake of a fault or a command.
@@ -273,5 +295,45 @@ mod tests {
         done.records.push(FaultRecord { name: "x".into(), took_hold: Some("seen".into()), ..FaultRecord::default() });
         assert_eq!(availability(&[done], &[]).outcome, Outcome::Failed);
         assert_eq!(availability(&[], &[]).outcome, Outcome::Inconclusive);
+    }
+
+    /// A step with one fault that took hold and healed, and after which all streamed at once.
+    fn came_back(name: &str, writable_ms: Option<u64>) -> Done {
+        let record = FaultRecord {
+            name: name.into(),
+            took_hold: Some("seen".into()),
+            writable_after_heal_ms: writable_ms,
+            redundant_after_heal_ms: Some(1_000),
+            ..FaultRecord::default()
+        };
+        Done { records: vec![record], healed: at(1_000), whole: Some(at(2_000)), ..Done::default() }
+    }
+
+    #[test]
+    fn a_cluster_that_streams_and_takes_no_writes_has_not_come_back() {
+        assert_eq!(availability(&[came_back("x", Some(60_000))], &[]).outcome, Outcome::Passed);
+        for writable in [None, Some(60_001)] {
+            let verdict = availability(&[came_back("x", Some(20)), came_back("y", writable)], &[]);
+            assert_eq!(verdict.outcome, Outcome::Failed, "{writable:?}");
+            assert!(verdict.witness[0].contains("y healed at 1.0 s: no write"), "{:?}", verdict.witness);
+        }
+    }
+
+    #[test]
+    fn what_is_known_not_to_be_handled_may_stay_away() {
+        let gap = crate::fault::catalogue().iter().find(|f| matches!(f.expected, Expected::Known(_))).unwrap();
+        let mut done = came_back(gap.name, None);
+        done.broken.push("it did as it liked".to_owned());
+        assert_eq!(availability(&[done], crate::fault::catalogue()).outcome, Outcome::Passed);
+    }
+
+    #[test]
+    fn what_the_program_did_wrong_fails_also_where_the_fault_did_not_take_hold() {
+        let mut done = came_back("x", Some(20));
+        done.records[0].took_hold = None;
+        done.broken.push("dc1 ended with exit status: 3 after SIGTERM".to_owned());
+        let verdict = availability(&[came_back("y", Some(20)), done], &[]);
+        assert_eq!(verdict.outcome, Outcome::Failed);
+        assert_eq!(verdict.witness, ["dc1 ended with exit status: 3 after SIGTERM"]);
     }
 }

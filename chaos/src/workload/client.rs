@@ -63,7 +63,7 @@ impl Desk {
 
     /// Counts a write for the charts.
     pub fn count(&self, attempt: &Attempt) {
-        self.tally.count(self.site, attempt.from, attempt.to, attempt.fate);
+        self.tally.count(self.site, attempt.origin.door, attempt.from, attempt.to, attempt.fate);
     }
 }
 
@@ -136,7 +136,7 @@ pub async fn drive<A: Actor>(mut actor: A, habit: Habit, hosts: &[String], desk:
                     Err(trouble) => {
                         turn += 1;
                         if habit.writes {
-                            desk.tally.count(desk.site, from, desk.clock.now(), trouble.fate());
+                            desk.tally.count(desk.site, habit.door, from, desk.clock.now(), trouble.fate());
                         }
                         tokio::time::sleep(RECONNECT_PAUSE).await;
                         continue;

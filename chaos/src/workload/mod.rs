@@ -72,7 +72,7 @@ pub struct Running {
     clock: RunClock,
     deadline: Duration,
     sites: Vec<String>,
-    parts: Vec<Receiver<Histories>>,
+    parts: Vec<Receiver<Result<Histories>>>,
     tally: Arc<Tally>,
     commands: CommandLog,
     administrator: Option<JoinHandle<()>>,
@@ -137,7 +137,7 @@ impl Running {
     /// Lets every client end what it does, and returns what they kept. Blocks for a few deadlines at most.
     ///
     /// # Errors
-    /// A site's clients did not come back; then nothing can be concluded from the run.
+    /// A site's clients did not come back, or one of them panicked; then nothing can be concluded from the run.
     pub fn stop(mut self) -> Result<Histories> {
         self.stop.cancel();
         let patience = self.deadline * 4 + Duration::from_secs(30);
@@ -150,7 +150,7 @@ impl Running {
                 }
                 RecvTimeoutError::Disconnected => anyhow!("the clients in {site} were dropped; did the site's runtime end before them?"),
             })?;
-            all.absorb(histories);
+            all.absorb(histories.with_context(|| format!("the clients in {site}"))?);
         }
         if let Some(administrator) = self.administrator.take() {
             administrator.join().map_err(|_| anyhow!("the administrator's thread panicked"))?;

@@ -44,7 +44,10 @@ pub struct SiteJob {
 }
 
 /// Runs the site's clients until they are told to stop.
-pub async fn run_site(job: SiteJob) -> Histories {
+///
+/// # Errors
+/// One of them panicked: what it saw is not known, and nothing may be concluded from the others' histories alone.
+pub async fn run_site(job: SiteJob) -> Result<Histories> {
     let own = usize::from(job.index);
     let host = job.places.get(own).map(|(_, host)| host.clone()).unwrap_or_default();
     // Clients without a proxy start at home.
@@ -68,9 +71,18 @@ pub async fn run_site(job: SiteJob) -> Histories {
     if let Some((name, _)) = job.places.get(own) {
         staff.watchers(name);
     }
-    while staff.clients.join_next().await.is_some() {}
+    let ended = all_ended(&mut staff.clients).await;
     drop(staff);
-    std::mem::take(&mut *desk.log.borrow_mut())
+    ended.map(|()| std::mem::take(&mut *desk.log.borrow_mut()))
+}
+
+/// Waits for all clients, also where one has panicked: a cluster without load would not be the one that is tested.
+async fn all_ended(clients: &mut JoinSet<()>) -> Result<()> {
+    let mut panicked = None;
+    while let Some(ended) = clients.join_next().await {
+        panicked = panicked.or(ended.err());
+    }
+    panicked.map_or(Ok(()), |error| Err(anyhow!("a client came to no good end: {error}")))
 }
 
 /// Makes the tables by one session.
@@ -174,5 +186,28 @@ impl Staff {
             tokio::time::sleep(lag).await;
             drive(actor, habit, &hosts, &desk).await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_panics_is_told_when_the_others_have_ended() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let others = Rc::new(RefCell::new(0));
+        let counted = Rc::clone(&others);
+        let ended = tokio::task::LocalSet::new().block_on(&runtime, async move {
+            let mut clients = JoinSet::new();
+            clients.spawn_local(async { panic!("a client's own mistake") });
+            clients.spawn_local(async move {
+                tokio::task::yield_now().await;
+                *counted.borrow_mut() += 1;
+            });
+            all_ended(&mut clients).await
+        });
+        assert!(ended.unwrap_err().to_string().contains("panicked"));
+        assert_eq!(*others.borrow(), 1);
     }
 }

@@ -1,6 +1,9 @@
 //! Counting while the run goes on: a sample per second and site, and the times when nobody's write was acknowledged.
+//!
+//! Who speaks to Postgres itself may go on writing to a primary that nobody routes to any more. Such writes are in the totals; that the
+//! database is available they do not show.
 
-use super::history::Fate;
+use super::history::{Door, Fate};
 use crate::record::{At, Outage, Sample};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -17,7 +20,7 @@ pub struct Progress {
     pub unknown: u64,
     /// Acknowledged by all sites in the last whole second that anybody reported.
     pub per_second: u32,
-    /// Of the last acknowledged write.
+    /// Of the last write that was acknowledged through a proxy.
     pub last_acknowledged: Option<At>,
     pub outages: usize,
 }
@@ -50,8 +53,8 @@ impl Tally {
         Tally(Mutex::new(Counts { sites, ..Counts::default() }))
     }
 
-    /// A write was answered (or given up) at `to`.
-    pub fn count(&self, site: u8, from: At, to: At, fate: Fate) {
+    /// A write that came in by `door` was answered (or given up) at `to`.
+    pub fn count(&self, site: u8, door: Door, from: At, to: At, fate: Fate) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counts.turn(usize::from(site), to.0 / SECOND);
         let Some(second) = counts.sites.get_mut(usize::from(site)) else { return };
@@ -60,7 +63,9 @@ impl Tally {
                 second.acknowledged += 1;
                 second.latencies_us.push(u32::try_from(to.since(from).as_micros()).unwrap_or(u32::MAX));
                 counts.progress.acknowledged += 1;
-                counts.acknowledge(to);
+                if door != Door::Direct {
+                    counts.acknowledge(to);
+                }
             }
             Fate::Refused => {
                 second.refused += 1;
@@ -152,11 +157,11 @@ mod tests {
     fn a_pause_of_all_sites_is_an_outage_and_a_pause_of_one_is_none() {
         let tally = Tally::new(&["dc1".into(), "dc2".into()]);
         for t in 0..10 {
-            tally.count(0, ms(t * 100), ms(t * 100 + 5), Fate::Done);
+            tally.count(0, Door::Auto, ms(t * 100), ms(t * 100 + 5), Fate::Done);
         }
-        tally.count(1, ms(1100), ms(1150), Fate::Done);
-        tally.count(1, ms(1200), ms(1400), Fate::Refused);
-        tally.count(0, ms(1200), ms(2000), Fate::Done);
+        tally.count(1, Door::Auto, ms(1100), ms(1150), Fate::Done);
+        tally.count(1, Door::Auto, ms(1200), ms(1400), Fate::Refused);
+        tally.count(0, Door::Auto, ms(1200), ms(2000), Fate::Done);
         let (samples, outages) = tally.finish(ms(2050));
         assert_eq!(outages.len(), 1, "{outages:?}");
         assert_eq!((outages[0].from, outages[0].to), (ms(1150), ms(2000)));
@@ -168,8 +173,20 @@ mod tests {
     #[test]
     fn an_outage_that_never_ends_is_seen() {
         let tally = Tally::new(&["dc1".into()]);
-        tally.count(0, ms(0), ms(10), Fate::Done);
+        tally.count(0, Door::Auto, ms(0), ms(10), Fate::Done);
         let (_, outages) = tally.finish(ms(5000));
         assert_eq!(outages.len(), 1);
+    }
+
+    #[test]
+    fn who_writes_past_the_proxies_shows_no_availability() {
+        let tally = Tally::new(&["dc1".into()]);
+        tally.count(0, Door::Primary, ms(0), ms(10), Fate::Done);
+        for t in 1..20 {
+            tally.count(0, Door::Direct, ms(t * 100), ms(t * 100 + 5), Fate::Done);
+        }
+        assert_eq!((tally.progress().acknowledged, tally.progress().last_acknowledged), (20, Some(ms(10))));
+        let (_, outages) = tally.finish(ms(2000));
+        assert_eq!(outages.len(), 1, "{outages:?}");
     }
 }

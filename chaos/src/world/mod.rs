@@ -41,7 +41,7 @@ pub use interactive::up_interactive;
 pub use interrupt::Interrupts;
 pub use site::Site;
 pub use up::{Spec, World};
-pub use wan::{Link, Preset};
+pub use wan::{Counters, Link, Preset};
 
 #[cfg(test)]
 mod tests;
