@@ -4,8 +4,8 @@
 //! depends on who proposes it or on the time.
 
 use super::{
-    Adopted, CalledOff, ChangeKind, ClusterState, Command, ElectionCall, ElectionCause, HistoryEntry, Lease, Member, MemberKind, Phase,
-    PlannedChange, Proposal, Settings, SyncRule, TimelineClaim,
+    Adopted, CalledOff, ChangeKind, ClusterState, Command, Durability, ElectionCall, ElectionCause, HistoryEntry, Lease, Member,
+    MemberKind, Phase, PlannedChange, Proposal, Settings, SyncRule, TimelineClaim,
 };
 use crate::types::{ClusterId, Epoch, Lsn, NodeId, RequestId, Revision, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
@@ -195,7 +195,17 @@ fn update_member(s: &mut ClusterState, node: NodeId, member: &Member) -> Result<
 
 fn remove_member(s: &mut ClusterState, node: NodeId) -> Result<(), Rejection> {
     ensure(s.primary() != Some(node), || format!("{} is the primary; switch over first", s.name_of(node)))?;
-    s.members.remove(&node).ok_or_else(|| unknown_member(node))?;
+    if !s.members.contains_key(&node) {
+        return Err(unknown_member(node));
+    }
+    // The rule could not do without it, and its Postgres may go on confirming what no election counts any more.
+    let strict = s.settings.strict && s.settings.durability != Durability::Async;
+    let without_it = |rule: &SyncRule| rule.standbys.iter().filter(|n| **n != node).count();
+    let needs_it = |rule: &SyncRule| rule.acks > 0 && rule.standbys.contains(&node) && without_it(rule) < s.settings.acks.max(1);
+    ensure(!(strict && s.rules.iter().any(needs_it)), || {
+        format!("commits cannot be confirmed without {}: let another standby catch up first, or set ha.strict = false", s.name_of(node))
+    })?;
+    s.members.remove(&node);
     s.fences.remove(&node);
     Ok(())
 }
@@ -227,19 +237,23 @@ fn acquire_lease(s: &mut ClusterState, node: NodeId, epoch: Epoch) -> Result<(),
 
 fn request_change(s: &mut ClusterState, to: NodeId, kind: ChangeKind, request: Option<RequestId>) -> Result<(), Rejection> {
     let request = request.ok_or_else(|| Rejection::Refused("a planned change needs a request id".into()))?;
-    ensure(s.change.is_none(), || "another planned change is under way; wait for it or call it off".into())?;
+    // A failover is the last resort: nothing that was asked for before stands in its way, itself included.
+    let supersedes = matches!(kind, ChangeKind::Failover { .. });
+    ensure(s.change.is_none() || supersedes, || "another planned change is under way; wait for it".into())?;
     ensure_candidate(s, to)?;
     match (kind, s.phase) {
         (ChangeKind::Switchover, Phase::Steady { primary }) => {
             ensure(primary != to, || format!("{} is the primary already", s.name_of(to)))?;
         }
-        (ChangeKind::Failover { .. }, Phase::Steady { .. } | Phase::Electing { .. } | Phase::Promoting { .. }) => {}
-        (
-            ChangeKind::Switchover | ChangeKind::Failover { .. },
-            Phase::Empty | Phase::Bootstrapping { .. } | Phase::Draining { .. } | Phase::Electing { .. } | Phase::Promoting { .. },
-        ) => {
+        (ChangeKind::Failover { .. }, Phase::Steady { .. } | Phase::Draining { .. } | Phase::Electing { .. } | Phase::Promoting { .. }) => {
+        }
+        (ChangeKind::Switchover, Phase::Draining { .. } | Phase::Electing { .. } | Phase::Promoting { .. })
+        | (ChangeKind::Switchover | ChangeKind::Failover { .. }, Phase::Empty | Phase::Bootstrapping { .. }) => {
             return refuse(&format!("the cluster is {}; wait until it is steady", s.phase.word()));
         }
+    }
+    if let Some(before) = s.change {
+        s.called_off = Some(CalledOff { request: before.request, reason: "a failover was ordered instead".to_owned() });
     }
     s.change = Some(PlannedChange { request, from: s.primary(), to, kind });
     Ok(())
@@ -304,9 +318,8 @@ fn elect(s: &mut ClusterState, candidate: NodeId, rule: &SyncRule, lsn: Lsn) -> 
     push_rule(s, rule)?;
     s.phase = Phase::Promoting { candidate };
     let call = s.election.unwrap_or(ElectionCall { from: None, cause: ElectionCause::Manual });
-    if s.history.last().is_some_and(|h| !h.settled) {
-        s.history.pop();
-    }
+    // The next try of an election in which a loss was accepted: the rules that it gave up stay given up.
+    let before = s.history.pop_if(|h| !h.settled).is_some_and(|h| h.accept_loss);
     let entry = HistoryEntry {
         epoch: s.epoch,
         timeline: None,
@@ -316,7 +329,7 @@ fn elect(s: &mut ClusterState, candidate: NodeId, rule: &SyncRule, lsn: Lsn) -> 
         cause: call.cause,
         settled: false,
         outage_ms: None,
-        accept_loss,
+        accept_loss: accept_loss || before,
     };
     s.history.push(entry);
     let excess = s.history.len().saturating_sub(ClusterState::HISTORY_MAX);
@@ -360,6 +373,10 @@ fn settle_rule(s: &mut ClusterState, epoch: Epoch, rule: &SyncRule, outage_ms: O
     ensure(epoch == s.epoch, || format!("proved in epoch {epoch}, the cluster is in {}", s.epoch))?;
     ensure(s.rules.last() == Some(rule) && rule.primary == primary, || "that is not the rule in flight".into())?;
     only_rule(s, rule);
+    if matches!(s.phase, Phase::Promoting { .. }) {
+        // Whatever failover was ordered meanwhile has its answer.
+        s.change = None;
+    }
     s.phase = Phase::Steady { primary };
     settle_timeline(s, epoch);
     if let Some(entry) = s.history.last_mut().filter(|h| h.epoch == epoch && !h.settled) {

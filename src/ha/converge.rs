@@ -267,11 +267,18 @@ fn stand_by(s: &ClusterState, local: &LocalState, primary: NodeId, wipe: Wipe) -
         Lineage::Unknown => hold(StepReason::UnknownPosition),
         Lineage::Impostor => replace(local, primary, wipe, "its timeline has the primary's number and another history".to_owned()),
         // What the administrator accepted to lose is kept aside rather than rewound away.
-        Lineage::Diverged if s.history.last().is_some_and(|h| h.accept_loss) => {
+        Lineage::Diverged if loss_accepted_since(s, local) => {
             replace(local, primary, wipe, "data loss was accepted; the old directory is kept aside".to_owned())
         }
         Lineage::Diverged => rewind(local, primary, upstream),
     }
+}
+
+/// Was what this copy holds beyond the primary's accepted as lost, by any election since it was written?
+fn loss_accepted_since(s: &ClusterState, local: &LocalState) -> bool {
+    let known = local.postgres.position.map(|p| p.writer);
+    let wrote = known.or_else(|| s.timelines.writer(local.postgres.timeline?));
+    s.history.iter().any(|h| h.accept_loss && wrote.is_none_or(|wrote| wrote < h.epoch))
 }
 
 /// The primary is not up yet: turn away from an older one and wait; a stopped copy may recover and serve stale reads meanwhile.

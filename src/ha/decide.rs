@@ -1,7 +1,7 @@
 //! What should the cluster become? Run by the controller on the Raft leader at each tick and each event.
 
 use super::elect::{confirm, elect};
-use super::facts::{covers, lease_expired, max_age, missing, newest_writer, proven_dead, refuses, sealable};
+use super::facts::{covers, eligible, lease_expired, max_age, missing, newest_writer, proven_dead, refuses, sealable};
 use super::reason::{act, hold};
 use super::rules::tend_rule;
 use super::switchover::{draining, prepare};
@@ -54,7 +54,8 @@ fn first_member(s: &ClusterState, v: &View) -> Decision {
         return hold(Reason::DataWithoutCluster { node });
     }
     let priority = |n: NodeId| s.members.get(&n).map_or(0, |m| m.tags.priority);
-    let first = heard().map(|(n, _)| n).filter(|n| !s.fences.contains(n)).max_by_key(|n| (priority(*n), std::cmp::Reverse(*n)));
+    // Whoever initialises is the only one that could be elected then.
+    let first = heard().map(|(n, _)| n).filter(|n| eligible(s, *n)).max_by_key(|n| (priority(*n), std::cmp::Reverse(*n)));
     match first {
         Some(node) => act(Command::ClaimBootstrap { node }, Reason::Bootstrapping { node }),
         None => hold(Reason::WaitingForMembers { missing: s.data_members().collect() }),
@@ -90,6 +91,8 @@ fn steady(s: &ClusterState, v: &View, primary: NodeId) -> Decision {
     if let Some(change) = s.change {
         return match change.kind {
             ChangeKind::Switchover => prepare(s, v, primary, change),
+            // Silent within its lease: the order is carried out when that has ended.
+            ChangeKind::Failover { .. } if v.fresh(primary, max_age(s)).is_none() => hold(Reason::PrimarySilent { primary }),
             ChangeKind::Failover { .. } => {
                 let why = format!("{} is alive; use a switchover", s.name_of(primary));
                 act(Command::CallOff { reason: why.clone() }, Reason::ChangeImpossible { why })

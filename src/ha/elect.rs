@@ -2,8 +2,8 @@
 
 use super::decide::{begin, last_known, ordered_otherwise};
 use super::facts::{
-    covers, eligible, fresh_data, is_async, lease_expired, max_age, missing, newest_writer, proved, proven_dead, rule_for, sealable, seals,
-    uncovered,
+    awaited_rule, covers, eligible, fresh_data, is_async, lease_expired, max_age, missing, newest_writer, proved, proven_dead, rule_for,
+    sealable, seals, uncovered,
 };
 use super::reason::{act, hold};
 use super::rules::standbys_of;
@@ -46,17 +46,21 @@ fn about_to_seal(s: &ClusterState, v: &View) -> BTreeSet<NodeId> {
     fresh_data(s, v).into_iter().filter(|(_, o)| quick(o)).map(|(n, _)| n).collect()
 }
 
-/// INV-7: the winner's WAL is at least as advanced as every elector's; preference only breaks ties, and one that was elected just now
-/// and did not get there comes last among them.
+/// INV-7: the winner's WAL is at least as advanced as that of every elector whom the election needs; preference only breaks ties, and one
+/// that was elected just now and did not get there comes last among them.
 fn choose(s: &ClusterState, v: &View, preferred: Option<NodeId>, sealed: &BTreeMap<NodeId, Seal>) -> Decision {
-    let Some((newest, best)) = sealed.iter().max_by_key(|(_, seal)| seal.end).map(|(n, seal)| (*n, seal.end)) else {
+    // INV-4: where those who may win cover all rules, what only another holds was confirmed to nobody, and must not keep them from winning.
+    let may_win = |n: &NodeId, seal: &Seal| !seal.ruined && eligible(s, *n);
+    let able: BTreeMap<NodeId, Seal> = sealed.iter().filter(|(n, seal)| may_win(n, seal)).map(|(n, seal)| (*n, *seal)).collect();
+    let needed = if covers(s, &able.keys().copied().collect(), newest(&able)) { &able } else { sealed };
+    let Some((newest, best)) = needed.iter().max_by_key(|(_, seal)| seal.end).map(|(n, seal)| (*n, seal.end)) else {
         return hold(Reason::WaitingForSeals { missing: s.data_members().collect() });
     };
-    if !within_loss_bound(s, v, sealed, best) {
+    if !within_loss_bound(s, v, needed, best) {
         return hold(Reason::LossBoundExceeded);
     }
     let priority = |n: NodeId| s.members.get(&n).map_or(0, |m| m.tags.priority);
-    let tied = sealed.iter().filter(|(n, seal)| seal.end == best && !seal.ruined && eligible(s, **n)).map(|(n, _)| *n);
+    let tied = needed.iter().filter(|(n, seal)| seal.end == best && may_win(n, seal)).map(|(n, _)| *n);
     let failed = s.history.last().filter(|h| !h.settled).map(|h| h.to);
     let Some(node) = tied.max_by_key(|n| (Some(*n) == preferred, failed != Some(*n), priority(*n), Reverse(*n))) else {
         return hold(Reason::NewestNotEligible { node: newest });
@@ -98,10 +102,7 @@ fn within_loss_bound(s: &ClusterState, v: &View, sealed: &BTreeMap<NodeId, Seal>
 /// The rule that the new primary starts with: the sealed; where they are too few for the policy, every member that may confirm.
 fn first_rule(s: &ClusterState, candidate: NodeId, sealed: &BTreeMap<NodeId, Seal>) -> SyncRule {
     let live: BTreeSet<NodeId> = sealed.iter().filter(|(_, seal)| !seal.ruined).map(|(n, _)| *n).collect();
-    rule_for(s, candidate, &live).unwrap_or_else(|acks| {
-        let all = s.data_members().filter(|n| super::facts::may_confirm(s, *n));
-        SyncRule::new(candidate, all, acks)
-    })
+    rule_for(s, candidate, &live).unwrap_or_else(|acks| awaited_rule(s, candidate, acks))
 }
 
 /// Promoting: until the candidate has proved its rule, or is lost.

@@ -121,3 +121,9 @@ pub(super) fn rule_for(s: &ClusterState, primary: NodeId, live: &BTreeSet<NodeId
     }
     Ok(SyncRule::new(primary, usable, acks))
 }
+
+/// Strict, and too few may confirm now: commits wait until these do. Where tags leave too few, better one that is tagged than nobody.
+pub(super) fn awaited_rule(s: &ClusterState, primary: NodeId, acks: usize) -> SyncRule {
+    let willing = SyncRule::new(primary, s.data_members().filter(|n| may_confirm(s, *n)), acks);
+    if willing.acks < acks { SyncRule::new(primary, s.data_members(), acks) } else { willing }
+}

@@ -1,6 +1,6 @@
 //! Keeping the rule in step with the standbys that really stream (INV-5, INV-6).
 
-use super::facts::{fresh_data, max_age, proved, rule_for};
+use super::facts::{awaited_rule, fresh_data, max_age, proved, rule_for};
 use super::reason::{act, hold};
 use super::{Decision, Reason, Role, View};
 use crate::cluster::{ClusterState, Command};
@@ -29,7 +29,11 @@ pub(super) fn tend_rule(s: &ClusterState, v: &View, primary: NodeId) -> Decision
         Ok(want) if want != *rule => act(Command::ProposeRule { rule: want }, Reason::StandbysChanged),
         Ok(_) if in_flight => hold(Reason::WaitingForProof),
         Ok(_) => hold(calm),
-        Err(need) => hold(Reason::TooFewStandbys { have: live.len(), need }),
+        // A weaker rule, from before the policy forbade it, must not go on acknowledging.
+        Err(need) => match awaited_rule(s, primary, need) {
+            want if want.acks > rule.acks => act(Command::ProposeRule { rule: want }, Reason::StandbysChanged),
+            _ => hold(Reason::TooFewStandbys { have: live.len(), need }),
+        },
     }
 }
 

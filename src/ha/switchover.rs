@@ -1,6 +1,6 @@
 //! A planned change: prepare while the primary serves, drain it, then one ordinary election.
 
-use super::decide::{begin, loss};
+use super::decide::{begin, loss, ordered_otherwise};
 use super::facts::{covers, eligible, max_age, missing, newest_writer, sealable};
 use super::reason::{CandidateLack, act, hold};
 use super::{Decision, Reason, Role, View};
@@ -38,6 +38,9 @@ pub(super) fn prepare(s: &ClusterState, v: &View, primary: NodeId, change: Plann
 /// The primary shuts down. Until that has begun the change can be called off, and the old primary resumes.
 pub(super) fn draining(s: &ClusterState, v: &View, from: NodeId, to: NodeId) -> Decision {
     if let Some((cause, reason)) = loss(s, v, from) {
+        if let Some(decision) = ordered_otherwise(s, None, false) {
+            return decision;
+        }
         let present = sealable(s, v);
         if !covers(s, &present, newest_writer(v, &present)) {
             return hold(Reason::NotElectable { missing: missing(s, &present) });

@@ -11,11 +11,11 @@ use trilithon::ha::{
 };
 use trilithon::types::{Epoch, Lsn, Millis, NodeId, NodeName, WalPosition};
 
-const ONE: NodeId = NodeId(1);
-const TWO: NodeId = NodeId(2);
+pub(crate) const ONE: NodeId = NodeId(1);
+pub(crate) const TWO: NodeId = NodeId(2);
 
 /// Three data members in epoch 3, n1 its candidate or its primary that was; a rule that any one of the others confirms.
-fn cluster(phase: Phase) -> ClusterState {
+pub(crate) fn cluster(phase: Phase) -> ClusterState {
     let member = |n: u64| {
         let name = NodeName(format!("dc{n}"));
         (
@@ -38,13 +38,13 @@ fn elected(to: NodeId, settled: bool) -> HistoryEntry {
     HistoryEntry { epoch: Epoch(2), timeline: None, from: None, to, lsn: Lsn(100), cause, settled, outage_ms: None, accept_loss: false }
 }
 
-fn standby() -> PostgresFacts {
+pub(crate) fn standby() -> PostgresFacts {
     let position = Some(WalPosition { writer: Epoch(1), lsn: Lsn(100) });
     PostgresFacts { state: PostgresState::Running, role: Some(Role::Standby), position, ..PostgresFacts::default() }
 }
 
 /// All three sealed at the same position.
-fn all_sealed() -> View {
+pub(crate) fn all_sealed() -> View {
     let seen = |n: u64| {
         let postgres = standby();
         let seal = postgres.position.map(|end| Seal { epoch: Epoch(3), end, ruined: false });

@@ -16,6 +16,7 @@ mod failover;
 #[allow(dead_code)]
 mod failover_scenarios;
 mod models;
+mod policies;
 mod ports;
 mod postgres_adoption;
 mod postgres_basic;

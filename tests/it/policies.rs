@@ -1,0 +1,154 @@
+//! What tags, a stricter policy and an administrator's orders change: build a state, assert what is decided or refused.
+
+use crate::decisions::{ONE, TWO, all_sealed, cluster, standby};
+use trilithon::cluster::{
+    ChangeKind, ClusterState, Command, ElectionCause, HistoryEntry, Lease, Phase, Proposal, SyncRule, TimelineClaim, TimelineClaims, apply,
+};
+use trilithon::ha::{Action, LocalState, PostgresFacts, PostgresState, Reason, Role, StepReason, Upstream, View, converge, decide};
+use trilithon::types::{Epoch, Lsn, NodeId, RequestId, Timeline, WalPosition};
+
+const THREE: NodeId = NodeId(3);
+
+fn electing() -> ClusterState {
+    cluster(Phase::Electing { preferred: None, accept_loss: false })
+}
+
+/// n1 is lost, n2 may not win and holds more than n3.
+fn newest_may_not_win(s: &mut ClusterState) -> View {
+    s.members.get_mut(&TWO).expect("it is a member").tags.nofailover = true;
+    let mut view = all_sealed();
+    view.observations.remove(&ONE);
+    let seal = view.observations.get_mut(&TWO).and_then(|seen| seen.observation.seal.as_mut()).expect("it sealed");
+    seal.end.lsn = Lsn(110);
+    view
+}
+
+#[test]
+fn a_member_that_may_not_win_keeps_nobody_else_from_winning() {
+    let mut s = electing();
+    let view = newest_may_not_win(&mut s);
+    let decision = decide(&s, &view);
+    assert_eq!(decision.reason, Reason::NewestNotEligible { node: TWO }, "INV-4: it may be the one that confirmed");
+    s.rules = vec![SyncRule::new(ONE, [THREE], 1)];
+    let decision = decide(&s, &view);
+    assert!(matches!(decision.command, Some(Command::Elect { candidate: THREE, .. })), "{decision:?}");
+}
+
+#[test]
+fn a_new_primary_under_a_strict_policy_does_not_acknowledge_alone() {
+    let mut s = electing();
+    s.settings.strict = true;
+    s.members.remove(&THREE);
+    s.members.get_mut(&ONE).expect("it is a member").tags.nofailover = true;
+    s.rules = vec![SyncRule::new(ONE, [TWO], 1)];
+    let decision = decide(&s, &all_sealed());
+    let Some(Command::Elect { candidate, rule, .. }) = decision.command else { panic!("{decision:?}") };
+    assert_eq!((candidate, rule), (TWO, SyncRule::new(TWO, [ONE], 1)), "better one that is tagged than nobody");
+}
+
+#[test]
+fn a_policy_that_was_made_stricter_ends_a_weaker_rule() {
+    let mut s = cluster(Phase::Steady { primary: ONE });
+    s.lease = Lease { holder: Some(ONE), epoch: s.epoch, seq: 1 };
+    s.rules = vec![SyncRule::new(ONE, [], 0)];
+    let mut view = all_sealed();
+    view.lease_seen = view.now;
+    view.observations.get_mut(&ONE).expect("heard").observation.postgres = PostgresFacts { role: Some(Role::Primary), ..standby() };
+    s.settings.strict = false;
+    assert_eq!(decide(&s, &view).command, None, "nobody streams, and it may go on alone");
+    s.settings.strict = true;
+    let all = SyncRule::new(ONE, [TWO, THREE], 1);
+    assert_eq!(decide(&s, &view).command, Some(Command::ProposeRule { rule: all.clone() }));
+    s.rules = vec![all];
+    let decision = decide(&s, &view);
+    assert_eq!((decision.command, decision.reason), (None, Reason::TooFewStandbys { have: 0, need: 1 }));
+}
+
+#[test]
+fn who_may_not_be_elected_does_not_initialise_the_database() {
+    let mut s = cluster(Phase::Empty);
+    s.members.get_mut(&ONE).expect("it is a member").tags.nofailover = true;
+    let mut view = all_sealed();
+    view.observations
+        .values_mut()
+        .for_each(|seen| seen.observation.postgres = PostgresFacts { state: PostgresState::Absent, ..PostgresFacts::default() });
+    assert_eq!(decide(&s, &view).command, Some(Command::ClaimBootstrap { node: TWO }));
+}
+
+fn order(s: &mut ClusterState, number: u128, command: Command) -> Result<(), String> {
+    let proposal = Proposal { expect: Some(s.revision), request: Some(RequestId(number)), command };
+    apply(s, &proposal).map(drop).map_err(|refused| refused.to_string())
+}
+
+#[test]
+fn a_failover_takes_the_place_of_whatever_was_ordered_before() {
+    let failover = |to| Command::RequestFailover { to, accept_loss: true };
+    let mut s = cluster(Phase::Steady { primary: ONE });
+    order(&mut s, 1, Command::RequestSwitchover { to: TWO }).unwrap();
+    assert!(order(&mut s, 2, Command::RequestSwitchover { to: THREE }).is_err());
+    order(&mut s, 3, failover(THREE)).unwrap();
+    assert_eq!(s.called_off.as_ref().map(|c| c.request), Some(RequestId(1)), "who asked is told");
+    order(&mut s, 4, failover(TWO)).unwrap();
+    let change = s.change.expect("ordered");
+    assert_eq!((change.to, change.kind), (TWO, ChangeKind::Failover { accept_loss: true }));
+    s.phase = Phase::Draining { from: ONE, to: THREE };
+    order(&mut s, 5, failover(THREE)).unwrap();
+}
+
+#[test]
+fn a_failover_that_is_ordered_while_the_lost_primary_still_has_its_lease_waits_for_its_end() {
+    let mut s = cluster(Phase::Steady { primary: ONE });
+    s.lease = Lease { holder: Some(ONE), epoch: s.epoch, seq: 1 };
+    order(&mut s, 1, Command::RequestFailover { to: TWO, accept_loss: false }).unwrap();
+    let mut view = all_sealed();
+    view.lease_seen = view.now;
+    view.observations.remove(&ONE);
+    let decision = decide(&s, &view);
+    assert_eq!((decision.command, decision.reason), (None, Reason::PrimarySilent { primary: ONE }));
+    view.now = view.now.after(s.lease_wait());
+    view.observations.values_mut().for_each(|seen| seen.at = view.now);
+    let decision = decide(&s, &view);
+    assert!(matches!(decision.command, Some(Command::BeginElection { preferred: Some(TWO), .. })), "{decision:?}");
+}
+
+#[test]
+fn the_last_member_that_confirms_is_not_removed() {
+    let mut s = cluster(Phase::Steady { primary: ONE });
+    s.settings.strict = true;
+    s.rules = vec![SyncRule::new(ONE, [THREE], 1)];
+    let refused = order(&mut s, 1, Command::RemoveMember { node: THREE }).unwrap_err();
+    assert!(refused.contains("dc3") && refused.contains("ha.strict"), "{refused}");
+    order(&mut s, 2, Command::RemoveMember { node: TWO }).unwrap();
+    s.settings.strict = false;
+    order(&mut s, 3, Command::RemoveMember { node: THREE }).unwrap();
+}
+
+#[test]
+fn what_was_accepted_as_lost_is_kept_aside_also_after_the_next_election() {
+    let mut s = cluster(Phase::Steady { primary: TWO });
+    let claim = |timeline, epoch, node| TimelineClaim { timeline: Timeline(timeline), epoch: Epoch(epoch), node, settled: true };
+    s.timelines = TimelineClaims(vec![claim(1, 1, ONE), claim(2, 2, TWO), claim(3, 3, TWO)]);
+    let election = |epoch, accept_loss| HistoryEntry {
+        epoch: Epoch(epoch),
+        timeline: None,
+        from: None,
+        to: TWO,
+        lsn: Lsn(100),
+        cause: ElectionCause::Manual,
+        settled: true,
+        outage_ms: None,
+        accept_loss,
+    };
+    let position = Some(WalPosition { writer: Epoch(1), lsn: Lsn(200) });
+    let postgres = PostgresFacts { timeline: Some(Timeline(1)), position, ..standby() };
+    let ancestry = vec![(Timeline(1), Lsn(100)), (Timeline(2), Lsn(150))];
+    let upstream = Some(Upstream { node: TWO, accepting: true, timeline: Timeline(3), ancestry });
+    let local = LocalState { me: ONE, promised: Epoch(3), postgres, upstream, ..LocalState::default() };
+    s.history = vec![election(2, false), election(3, false)];
+    let step = converge(&s, &local);
+    assert!(matches!(step.reason, StepReason::Diverged { .. }), "{step:?}");
+    s.history = vec![election(2, true), election(3, false)];
+    let step = converge(&s, &local);
+    assert_eq!(step.action, Some(Action::Stop));
+    assert!(matches!(step.reason, StepReason::CloneNeeded(_)), "{step:?}");
+}
