@@ -225,9 +225,10 @@ impl LeaseKeeper {
     fn fence_if_ending(&self) {
         match self.cell.belief() {
             LeaseBelief::Ending { epoch } => {
-                tracing::warn!(%epoch, "lease ends unrenewed, fencing the local primary");
+                // First of all: a line of the log may wait for a disk that hangs (INV-9).
                 (self.fence)();
                 self.cell.end(epoch);
+                tracing::warn!(%epoch, "lease ended unrenewed, the local primary was fenced");
             }
             LeaseBelief::Valid { .. } | LeaseBelief::None => {}
         }
