@@ -335,6 +335,10 @@ async fn propose_here(shared: &Shared, data: &EntryData, left: Duration) -> Resu
     let Some(raft) = shared.raft() else {
         return Ok(Attempt::Again("this node has not yet joined a cluster".to_owned()));
     };
+    // A member of a newer release may have sent it. What this one cannot read, it could not apply either, nor start again with.
+    if let Err(unread) = data.decode() {
+        return Err(ProposeError::NotSent(format!("this release cannot read the command, upgrade the leader first: {unread}")));
+    }
     match timeout(left, raft.client_write(data.clone())).await {
         Ok(Ok(reply)) => match reply.data {
             Applied(Some(outcome)) => Ok(Attempt::Done(outcome)),
