@@ -122,13 +122,21 @@ pub fn resolve<'a>(aim: Aim, ctx: &Ctx<'a>) -> Result<Vec<Target<'a>>> {
     }
     let end = ctx.clock.now().after(VACANT_LIMIT);
     loop {
-        let names = ctx.cluster.status().and_then(|status| names_of(aim, &status));
+        let names = ctx.cluster.status().and_then(|status| names_of(aim, &without_the_dead(ctx, status)));
         match names {
             Ok(names) => return names.iter().map(|name| named(ctx, name)).collect(),
             Err(error) if ctx.clock.now() > end => return Err(error),
             Err(_) => std::thread::sleep(LOOK_EVERY),
         }
     }
+}
+
+/// Others remember a dead member for a moment as it was: it is known here who has no process.
+fn without_the_dead(ctx: &Ctx<'_>, mut status: Status) -> Status {
+    let is_dead = |t: &Target<'_>| t.node_is_dead() && t.processes(Kind::Postmaster).is_empty();
+    let dead: Vec<&str> = all(ctx).iter().filter(|t| is_dead(t)).map(|t| t.name()).collect();
+    status.members.iter_mut().filter(|m| dead.contains(&m.name.as_str())).for_each(|m| m.state = "unreachable".to_owned());
+    status
 }
 
 fn names_of(aim: Aim, status: &Status) -> Result<Vec<String>> {
