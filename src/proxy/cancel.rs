@@ -60,7 +60,7 @@ impl Slot {
     /// Takes the server for a cancellation and counts it, so that the server is not reused while a signal may be under way.
     fn aim(&self) -> Option<Arc<Link>> {
         let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.effect.load(SeqCst) == Effect::Commit as u8 {
+        if self.effect.load(SeqCst) >= Effect::Commit as u8 {
             return None;
         }
         let link = target.as_ref().map(Arc::clone)?;
@@ -146,16 +146,15 @@ pub async fn send(link: &Link) {
     }
 }
 
-/// Asks the server whether its backend waits in `SyncRep`. Unknown is "no": should the cancellation hit the wait all the same, the warning
-/// that PostgreSQL then gives turns the answer into 08007.
-async fn waits_for_standbys(control: &Control, link: &Link) -> bool {
-    let Some((host, port)) = link.address.rsplit_once(':') else { return false };
-    let (Ok(port), Ok(pid)) = (port.parse(), i32::try_from(link.key.pid)) else { return false };
+/// Asks the server whether its backend waits in `SyncRep`. Unknown is "yes": cancelling the wait shows everybody a commit that may be lost.
+pub async fn waits_for_standbys(control: &Control, link: &Link) -> bool {
+    let Some((host, port)) = link.address.rsplit_once(':') else { return true };
+    let (Ok(port), Ok(pid)) = (port.parse(), i32::try_from(link.key.pid)) else { return true };
     let ask = async {
         let client = super::auth::Connection::open(control, host, port).await?;
         let sql =
             "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid OPERATOR(pg_catalog.=) $1 AND wait_event OPERATOR(pg_catalog.=) 'SyncRep'";
         client.with(|client| async move { client.query_opt(sql, &[&pid]).await }).await
     };
-    matches!(tokio::time::timeout(TIMEOUT, ask).await, Ok(Ok(Some(_))))
+    !matches!(tokio::time::timeout(TIMEOUT, ask).await, Ok(Ok(None)))
 }

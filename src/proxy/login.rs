@@ -5,7 +5,7 @@
 
 use super::cancel;
 use super::config::PoolMode;
-use super::server::{Role, Variant};
+use super::server::{Role, Variant, keep_alive};
 use super::session::{Door, Session};
 use super::shared::Shared;
 use crate::wire::cancel::CancelKey;
@@ -16,6 +16,7 @@ use base64::Engine as _;
 use rand::Rng;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -48,6 +49,10 @@ fn refuse(code: &'static str, message: impl Into<String>) -> Refusal {
     Refusal::Said { code, message: message.into() }
 }
 
+/// A client whose machine is gone without a word gives its server back after a minute and a half.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
 /// SASL messages are short; more than this is not one.
 const SASL_BYTES_MAX: usize = 4096;
 
@@ -73,6 +78,7 @@ pub async fn serve(shared: Arc<Shared>, worker: usize, door: Door, mut stream: T
 
 async fn enter(shared: &Arc<Shared>, stream: &mut TcpStream) -> Result<Identity, Refusal> {
     stream.set_nodelay(true)?;
+    keep_alive(stream, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL)?;
     let startup = opening(shared, stream).await?;
     if startup.parameter("replication").is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0")) {
         return Err(refuse("08004", "the proxy does not carry replication connections; connect to Postgres itself"));

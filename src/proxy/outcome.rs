@@ -56,6 +56,8 @@ impl Session {
             self.flush_out().await?;
             return Err(End::Quiet);
         }
+        // What was not sent yet of what was in flight goes nowhere.
+        self.inbox.discard_ready();
         if let Some(replay) = held.replay.take() {
             self.tracker = Tracker::default();
             drop(held);
@@ -79,7 +81,10 @@ impl Session {
         let kept = !self.pinned && !self.statements.has_named();
         match fate {
             Fate::Unknown => Err(unknown()),
-            Fate::Idle if kept => Ok(()),
+            Fate::Idle if kept => {
+                self.statements.clear();
+                Ok(())
+            }
             Fate::Idle => Err(End::Fatal {
                 code: "57P01",
                 message: "terminating connection because the server with this session's state was lost; connect again".to_owned(),
@@ -121,15 +126,9 @@ impl Session {
             }
         }
         self.skip_to_sync = owes_sync;
-        self.drop_rest_of_message();
     }
 
-    /// What the client is still sending of a message whose beginning went to the lost server.
-    fn drop_rest_of_message(&mut self) {
-        self.inbox.discard_ready();
-    }
-
-    /// Runs a read again, of which the client has seen nothing.
+    /// Runs a read again, of which the client has seen nothing; or, on the primary, what a standby refused as a write.
     pub async fn run_again(&mut self, mut replay: Replay, want: Want) -> Result<(), End> {
         replay.attempts += 1;
         self.tracker = Tracker::default();
@@ -161,11 +160,18 @@ impl Session {
         held.out.extend_from_slice(&replay.bytes);
         let mut messages = StreamBuffer::default();
         messages.feed(&replay.bytes);
+        let effect = if replay.writes { Effect::Write } else { Effect::Nothing };
         while let Ok(Some(frame)) = messages.frame() {
-            self.tracker.sent(frame.tag, Effect::Nothing);
+            self.tracker.sent(frame.tag, effect);
             messages.drop_frame(&frame);
         }
-        held.replay = Some(replay);
+        if replay.writes {
+            // If this server is lost as well, it may have been applied.
+            self.wrote = true;
+            self.slot.set_effect(effect);
+        } else {
+            held.replay = Some(replay);
+        }
         self.hold(held);
         Ok(())
     }

@@ -24,6 +24,8 @@ pub enum Effect {
     Write,
     /// Ends a transaction, for good or ill.
     Commit,
+    /// Nobody knows: it may end transactions and begin others in its middle.
+    Opaque,
 }
 
 impl Effect {
@@ -34,7 +36,8 @@ impl Effect {
             Kind::Empty | Kind::Read | Kind::Begin { .. } | Kind::Control | Kind::SetReadOnly => Effect::Nothing,
             Kind::Rollback { .. } => Effect::GiveUp,
             Kind::Write => Effect::Write,
-            Kind::Commit { .. } | Kind::Opaque => Effect::Commit,
+            Kind::Commit { .. } => Effect::Commit,
+            Kind::Opaque => Effect::Opaque,
         }
     }
 }
@@ -54,6 +57,15 @@ enum Request {
 impl Request {
     fn answers_with_ready(self) -> bool {
         matches!(self, Request::Query(_) | Request::Function | Request::Sync)
+    }
+
+    /// A statement that, in a failed block, may do other than fail or end it: ROLLBACK TO, say.
+    fn may_revive(self) -> bool {
+        match self {
+            Request::Query(effect) | Request::Execute(effect) => effect != Effect::Commit,
+            Request::Function => true,
+            Request::Parse | Request::Bind | Request::Describe | Request::Close | Request::Sync => false,
+        }
     }
 }
 
@@ -91,13 +103,15 @@ pub struct Tracker {
     skipping: bool,
     /// A ROLLBACK was sent since everything was last settled: what is written behind it is not protected by an open block.
     gave_up: bool,
+    /// Something else than COMMIT was sent since everything was last settled: a block that has failed may not be any more.
+    mixed: bool,
     /// PostgreSQL gave up waiting for its synchronous standbys.
     sync_wait_ended: bool,
 }
 
 impl Tracker {
-    /// The client's message `tag` goes to the server; `effect` matters for Query and Execute.
-    pub fn sent(&mut self, tag: u8, effect: Effect) {
+    /// The client's message `tag` goes to the server; `effect` matters for Query and Execute. `true`: ReadyForQuery will answer it.
+    pub fn sent(&mut self, tag: u8, effect: Effect) -> bool {
         let request = match tag {
             b'Q' => Request::Query(effect),
             b'F' => Request::Function,
@@ -106,13 +120,13 @@ impl Tracker {
             b'D' => Request::Describe,
             b'E' => Request::Execute(effect),
             b'C' => Request::Close,
-            b'S' if self.copy_in == CopyIn::Open => return,
+            b'S' if self.copy_in == CopyIn::Open => return false,
             b'S' => Request::Sync,
             b'c' | b'f' => {
                 self.copy_in = CopyIn::No;
-                return;
+                return false;
             }
-            _ => return,
+            _ => return false,
         };
         if request == Request::Sync {
             self.batch_open = false;
@@ -124,9 +138,12 @@ impl Tracker {
         if matches!(request, Request::Execute(_)) {
             self.batch_effect = self.batch_effect.max(Some(effect));
         }
-        if !self.skipping {
-            self.requests.push_back(request);
+        if self.skipping {
+            return false;
         }
+        self.mixed |= request.may_revive();
+        self.requests.push_back(request);
+        request.answers_with_ready()
     }
 
     /// The server's message `tag` arrived; `status` is the body of ReadyForQuery.
@@ -147,6 +164,7 @@ impl Tracker {
                         break;
                     }
                 }
+                self.mixed = self.requests.iter().any(|request| request.may_revive());
                 if self.requests.is_empty() && !self.batch_open {
                     self.batch_effect = None;
                     self.gave_up = false;
@@ -232,7 +250,19 @@ impl Tracker {
     /// Whether a request in flight may end the open transaction: what is sent behind it belongs to another one.
     #[must_use]
     pub fn may_be_ending(&self) -> bool {
-        self.gave_up || self.greatest_effect() == Effect::Commit
+        self.gave_up || self.greatest_effect() >= Effect::Commit
+    }
+
+    /// Whether a write in flight is decided by its own end, because no block is open around it.
+    #[must_use]
+    pub fn decides_writes(&self) -> bool {
+        self.greatest_effect() >= Effect::Write && (self.status == TxStatus::Idle || self.gave_up)
+    }
+
+    /// Whether something was sent behind the statement that is being answered.
+    #[must_use]
+    pub fn has_more_behind(&self) -> bool {
+        self.batch_open || self.requests.iter().skip(1).any(|request| *request != Request::Sync)
     }
 
     /// ReadyForQuery messages that are still to come.
@@ -263,21 +293,21 @@ impl Tracker {
         let unprotected = self.status == TxStatus::Idle || self.gave_up;
         let sync_sent = self.requests.iter().any(|request| *request == Request::Sync);
         let decided_now = |request: &Request| match request {
+            // It may have committed before its COPY began.
+            Request::Query(Effect::Opaque) => true,
             Request::Query(effect) if unprotected => *effect >= Effect::Write && self.copy_in == CopyIn::No,
-            Request::Query(effect) | Request::Execute(effect) => *effect == Effect::Commit,
+            Request::Query(effect) | Request::Execute(effect) => *effect >= Effect::Commit,
             Request::Function => unprotected,
             _ => false,
         };
         let batch = match self.batch_effect {
-            Some(Effect::Commit) => true,
+            Some(Effect::Commit | Effect::Opaque) => true,
             Some(Effect::Write) => unprotected && sync_sent,
             Some(Effect::Nothing | Effect::GiveUp) | None => false,
         };
-        if can_write && (self.status != TxStatus::Failed || self.gave_up) && (batch || self.requests.iter().any(decided_now)) {
-            Fate::Unknown
-        } else {
-            Fate::NotApplied
-        }
+        // COMMIT gives up a block that has failed; behind anything else it may be another one.
+        let gives_up = self.status == TxStatus::Failed && !self.gave_up && !self.mixed;
+        if can_write && !gives_up && (batch || self.requests.iter().any(decided_now)) { Fate::Unknown } else { Fate::NotApplied }
     }
 }
 

@@ -14,6 +14,7 @@ fn talk(script: &str) -> Tracker {
             let effect = match bytes.get(2) {
                 Some(b'w') => Effect::Write,
                 Some(b'c') => Effect::Commit,
+                Some(b'o') => Effect::Opaque,
                 Some(b'r') => Effect::GiveUp,
                 _ => Effect::Nothing,
             };
@@ -84,6 +85,14 @@ fn a_lost_server_leaves_exactly_what_is_known() {
         (">Q <C <ZT >Qr >Qw", Fate::Unknown),
         (">Q <C <ZT >P >B >Er >P >B >Ew >S", Fate::Unknown),
         (">Qw <E <ZE >P >B >Er >P >B >Ew >S", Fate::Unknown),
+        (">Qw <E <ZE >Qo", Fate::Unknown),
+        (">Qw <E <ZE >Qw", Fate::NotApplied),
+        (">Qw <E <ZE >Q >Qc", Fate::Unknown),
+        (">Qw <E <ZE >P >B >E >P >B >Ec >S <1 <2 <C", Fate::Unknown),
+        (">Qw <E <ZE >P >B >Ec >P >B >Ew >S <1 <2 <C", Fate::Unknown),
+        (">Qw <E <ZE >P >B >Ec >S", Fate::NotApplied),
+        (">Qo", Fate::Unknown),
+        (">Qo <C <G >d", Fate::Unknown),
     ] {
         assert_eq!(talk(script).fate(true), fate, "{script}");
         let on_standby = if fate == Fate::Idle { Fate::Idle } else { Fate::NotApplied };
@@ -102,7 +111,9 @@ proptest! {
     fn no_order_of_messages_panics(steps in proptest::collection::vec((any::<bool>(), prop::sample::select(b"QFPBDECSHdcf123TnsIGZ".to_vec())), 0..60)) {
         let mut tracker = Tracker::default();
         for (client, tag) in steps {
-            if client { tracker.sent(tag, Effect::Write) } else { tracker.received(tag, b'I') }
+            let due = client && tracker.sent(tag, Effect::Write);
+            prop_assert!(!due || tracker.readies_due() > 0);
+            if !client { tracker.received(tag, b'I') }
             let _ = (tracker.fate(true), tracker.readies_due());
         }
     }

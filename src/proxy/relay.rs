@@ -7,11 +7,11 @@
 use super::acquire::{NoServer, Want};
 use super::buffers::{self, Read};
 use super::cancel::Stage;
-use super::classify::Class;
+use super::classify::{Class, Kind};
 use super::outcome;
 use super::protocol::Effect;
 use super::server::{Cut, Role};
-use super::session::{End, Held, Session};
+use super::session::{Door, End, Held, Session};
 use crate::bug::{self, Bug};
 use crate::wire::frame::Frame;
 use crate::wire::message::{Fields, Severity, TxStatus, put_complete, put_error, split_cstr};
@@ -55,7 +55,8 @@ impl Session {
     pub async fn relay(&mut self) -> Result<(), End> {
         loop {
             let mut stop = self.pump_client()?;
-            if stop == Stop::Gate {
+            // What was judged before goes first: it may be the rest of a COPY that failed.
+            if stop == Stop::Gate && self.flush_server() && self.inbox.ready().is_empty() {
                 stop = match self.pass_again().await {
                     Ok(Some(passage)) => {
                         self.slot.set_stage(Stage::Single);
@@ -109,9 +110,11 @@ impl Session {
         self.held.as_mut().expect("relay runs only while a server is held")
     }
 
-    /// Nothing of the server's is left to pass on.
+    /// Nothing of the server's is left to pass on, and it does not wait for the rest of a message: data of a COPY that failed may still
+    /// be on its way when everything was answered.
     fn is_quiet(&self) -> bool {
-        self.held.as_ref().is_some_and(|held| held.inbox.is_empty() && !held.swallow && !held.refused && !held.ended)
+        let whole = !self.inbox.is_mid_message();
+        whole && self.held.as_ref().is_some_and(|held| held.inbox.is_empty() && !held.swallow && !held.refused && !held.ended)
     }
 
     async fn wait(&mut self, interest: Interest) -> Result<Interest, End> {
@@ -234,6 +237,7 @@ impl Session {
             b'Q' => {
                 let class = self.class_of(frame, 0);
                 self.pinned |= class.pins;
+                self.statements.query_sent();
                 Effect::of(class.kind)
             }
             b'P' => {
@@ -257,16 +261,15 @@ impl Session {
                 self.statements.close_sent(self.inbox.body(frame));
                 Effect::Nothing
             }
-            b'S' => {
-                self.statements.sync_sent();
-                Effect::Nothing
-            }
             b'F' => Effect::Write,
-            b'D' | b'H' | b'd' | b'c' | b'f' => Effect::Nothing,
+            b'D' | b'H' | b'S' | b'd' | b'c' | b'f' => Effect::Nothing,
             tag => return Err(outcome::unknown_message(tag)),
         };
-        self.wrote |= effect >= Effect::Write;
-        self.tracker.sent(frame.tag, effect);
+        // Nothing is written on a standby, whatever is said there.
+        self.wrote |= effect >= Effect::Write && self.holding().link.to_primary;
+        if self.tracker.sent(frame.tag, effect) {
+            self.statements.sync_sent();
+        }
         if effect > Effect::Nothing {
             self.slot.set_effect(self.tracker.greatest_effect());
         }
@@ -281,7 +284,9 @@ impl Session {
         for _ in 0..names_before {
             text = split_cstr(text).map_or(&b""[..], |(_, rest)| rest);
         }
-        self.judge(frame, split_cstr(text).map_or(text, |(text, _)| text))
+        let class = self.judge(frame, split_cstr(text).map_or(text, |(text, _)| text));
+        let learned = class.kind == Kind::Read && frame.is_complete() && self.is_learned_write(frame.total());
+        if learned { Class { kind: Kind::Write, ..class } } else { class }
     }
 
     /// Judges the server's messages.
@@ -352,11 +357,12 @@ impl Session {
                 }
                 let tag = split_cstr(held.inbox.body(frame)).map_or(&b""[..], |(tag, _)| tag);
                 if tag == b"DISCARD ALL" {
-                    self.statements.clear();
-                    self.pinned = self.me.mode == super::config::PoolMode::Session;
+                    self.statements.deallocated();
+                    // What was sent behind it may have pinned the session anew.
+                    self.pinned = self.me.mode == super::config::PoolMode::Session || (self.pinned && self.tracker.has_more_behind());
                     held.parameters = None;
                 } else if tag == b"DEALLOCATE ALL" {
-                    self.statements.clear();
+                    self.statements.deallocated();
                 }
                 held.replay = None;
             }
@@ -371,15 +377,19 @@ impl Session {
             b'2' | b't' | b'T' | b'n' | b'A' => {}
             _ => held.replay = None,
         }
+        let due = if frame.tag == b'G' { self.tracker.readies_due() } else { 0 };
         self.tracker.received(frame.tag, status);
-        if frame.tag == b'Z' {
-            self.note_ready();
+        match frame.tag {
+            b'Z' => self.note_ready(),
+            b'G' => self.statements.syncs_ignored(due - self.tracker.readies_due()),
+            _ => {}
         }
         self.holding().inbox.pass(frame);
         Ok(None)
     }
 
     fn note_ready(&mut self) {
+        self.statements.batches_answered(self.tracker.readies_due());
         self.slot.set_effect(self.tracker.greatest_effect());
         self.slot.set_stage(if self.tracker.status() == TxStatus::Idle { Stage::Single } else { Stage::Block });
         if self.tracker.is_idle() {
@@ -411,24 +421,25 @@ impl Session {
             }
             held.farewell = true;
         }
-        // A read that a standby cannot serve: it writes after all, wants what standbys lack, or was in the way of replay.
-        let refused = matches!(fields.code, b"25006" | b"0A000" | b"55000" | b"40001");
-        if refused && !held.link.to_primary && held.replay.is_some() {
-            if fields.code != b"40001" {
-                let replay = held.replay.as_ref().map_or(&[][..], |replay| &replay.bytes);
-                self.shared.learn_write(super::request::fingerprint(replay, self.backslash_escapes));
+        // A read that a standby cannot serve: it writes after all, wants what standbys lack (where the client asked for a standby it gets
+        // that error), or was in the way of replay.
+        let unfit = self.door != Door::Standby && matches!(fields.code, b"25006" | b"0A000" | b"55000");
+        let refused = (unfit || fields.code == b"40001") && !held.link.to_primary;
+        if let Some(replay) = held.replay.as_mut().filter(|_| refused) {
+            if unfit {
+                replay.writes = true;
+                self.shared.learn_write(super::request::fingerprint(&replay.bytes, self.backslash_escapes));
             }
             held.refused = true;
             held.inbox.discard_ready();
             held.inbox.drop_frame(frame);
             return Ok(None);
         }
-        if bug::is(Bug::CommitErrorSwallowed) && !fields.is_fatal() && self.tracker.greatest_effect() == Effect::Commit {
+        if bug::is(Bug::CommitErrorSwallowed) && !fields.is_fatal() && self.tracker.greatest_effect() >= Effect::Commit {
             return self.swallow_commit_error(frame);
         }
         let drained = fields.code == b"57014" && held.link.cut_by() == Cut::Drained;
         held.replay = None;
-        self.statements.failed();
         self.tracker.received(b'E', 0);
         if drained {
             self.out.extend_from_slice(held.inbox.ready());

@@ -24,12 +24,23 @@ pub struct Unit {
 pub enum UnitKind {
     Query,
     Batch,
+    /// A batch that uses an unnamed statement which it does not make itself.
+    Unprepared,
     Function,
     Terminate,
 }
 
 /// What statements begin with that grow long by their data.
 const LONG: [&str; 7] = ["insert", "update", "delete", "merge", "select", "with", "copy"];
+
+/// Whether a Bind, or a Describe of a statement, means the unnamed one.
+fn names_unnamed(tag: u8, body: &[u8]) -> bool {
+    match tag {
+        b'B' => split_cstr(body).is_some_and(|(_, statement)| statement.first() == Some(&0)),
+        b'D' => body.starts_with(b"S\0"),
+        _ => false,
+    }
+}
 
 /// A hash of the statements in a unit's messages, without their constants and layout.
 #[must_use]
@@ -150,11 +161,17 @@ impl Session {
         Ok(Some(Unit { kind: UnitKind::Query, class, len }))
     }
 
-    /// Looks ahead to the Sync (or Flush) that ends the batch. It is a read only if each statement in it is an unnamed one that reads.
+    /// Looks ahead to the Sync (or Flush) that ends the batch. It is a read only if each statement in it is an unnamed one that reads and
+    /// nothing of it is left for a later batch; it may begin a block on a standby only if what follows is of that kind, too.
     fn batch_unit(&mut self) -> Result<Option<Unit>, End> {
         let opaque = Unit { kind: UnitKind::Batch, class: Class { kind: Kind::Opaque, pins: false }, len: 0 };
-        let (mut ahead, mut reads, mut first) = (0, true, None);
+        let (mut ahead, mut reads, mut rest_reads, mut first) = (0, true, true, None);
+        // The unnamed statement: made here, and not bound yet.
+        let (mut made, mut unbound) = (false, false);
         while let Some(frame) = self.inbox.frame_ahead(ahead)? {
+            if !made && names_unnamed(frame.tag, self.inbox.body_ahead(ahead, &frame)) {
+                return Ok(Some(Unit { kind: UnitKind::Unprepared, ..opaque }));
+            }
             if ahead + frame.total() > self.shared.config.inspect_bytes_max {
                 return Ok(Some(opaque));
             }
@@ -166,7 +183,14 @@ impl Session {
             ahead += frame.total();
             match frame.tag {
                 b'S' => {
-                    let kind = if reads { Kind::Read } else { first.unwrap_or(Kind::Opaque) };
+                    let reads = reads && !unbound;
+                    let kind = match first {
+                        _ if reads => Kind::Read,
+                        Some(Kind::Begin { .. } | Kind::SetReadOnly) if !rest_reads || unbound => Kind::Opaque,
+                        // It begins with a read.
+                        Some(Kind::Read) | None => Kind::Opaque,
+                        Some(first) => first,
+                    };
                     let len = if reads { ahead } else { 0 };
                     return Ok(Some(Unit { class: Class { kind, pins: false }, len, ..opaque }));
                 }
@@ -174,9 +198,16 @@ impl Session {
                     let text = split_cstr(rest).map_or(rest, |(text, _)| text);
                     let class = self.judge(&frame, text);
                     reads &= name.is_empty() && class.kind == Kind::Read;
+                    rest_reads &= name.is_empty() && (first.is_none() || class.kind == Kind::Read);
                     first = first.or(Some(class.kind));
+                    made |= name.is_empty();
+                    unbound = name.is_empty();
                 }
-                b'B' => reads &= first.is_some() && name.is_empty() && rest.first() == Some(&0),
+                b'B' => {
+                    reads &= first.is_some() && name.is_empty() && rest.first() == Some(&0);
+                    rest_reads &= rest.first() == Some(&0);
+                    unbound = false;
+                }
                 b'E' | b'D' | b'C' => {}
                 _ => return Ok(Some(opaque)),
             }

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -142,6 +143,21 @@ pub struct Target<'a> {
     pub nonce: String,
 }
 
+/// A server whose node is gone without a word is noticed after 11 s, also while nothing is being sent to it.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Has the kernel ask a silent peer whether it is still there. No TCP_USER_TIMEOUT: it would also end connections to peers that are well
+/// and only do not read for a while, as a pager or a COPY that waits for a lock.
+///
+/// # Errors
+/// The socket is broken.
+pub fn keep_alive(stream: &TcpStream, idle: Duration, interval: Duration) -> io::Result<()> {
+    let asking = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(KEEPALIVE_PROBES);
+    socket2::SockRef::from(stream).set_tcp_keepalive(&asking)
+}
+
 /// Connects and logs in. Bound it with a timeout.
 ///
 /// # Errors
@@ -150,6 +166,7 @@ pub async fn connect(target: Target<'_>, clock: Clock) -> Result<Server, Connect
     let unreachable = |source| ConnectError::Unreachable { address: target.address.to_owned(), source };
     let mut stream = TcpStream::connect(target.address).await.map_err(unreachable)?;
     stream.set_nodelay(true).map_err(unreachable)?;
+    keep_alive(&stream, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL).map_err(unreachable)?;
     // A standby's session must not write even when the node is promoted before the topology says so.
     let read_only = (target.variant.role == Role::Reader).then_some(("default_transaction_read_only", "on"));
     let parameters = target.variant.parameters.iter().map(|(n, v)| (n.as_str(), v.as_str())).chain(read_only);

@@ -85,6 +85,8 @@ pub struct Held {
 /// What it takes to run a read again.
 pub struct Replay {
     pub bytes: Vec<u8>,
+    /// A standby showed that it is no read: it runs on the primary, once.
+    pub writes: bool,
     /// Where it was to run: another server must be as good, or the client could read older data than before.
     pub want: Want,
     pub attempts: u32,
@@ -235,6 +237,12 @@ impl Session {
                 self.answer_in_failed_block(&unit);
                 true
             }
+            _ if unit.kind == UnitKind::Unprepared => {
+                // What the server has under no name is another client's.
+                put_error(&mut self.out, Severity::Error, "26000", "unnamed prepared statement does not exist", None);
+                self.skip_request();
+                true
+            }
             Block::Deferred { .. } => unit.kind == UnitKind::Query && self.ends_deferred_block(&unit),
             Block::None => unit.kind == UnitKind::Query && self.defers(&unit),
         };
@@ -292,7 +300,11 @@ impl Session {
     }
 
     /// Gets a server for the unit and hands over to the relay.
-    async fn start(&mut self, unit: Unit) -> Result<(), End> {
+    async fn start(&mut self, mut unit: Unit) -> Result<(), End> {
+        let learned = unit.class.kind == Kind::Read && self.is_learned_write(unit.len);
+        if learned {
+            unit.class.kind = Kind::Write;
+        }
         let want = self.want(&unit);
         self.flush_out().await?;
         let (lease, passage) = match self.acquire(want).await {
@@ -309,10 +321,11 @@ impl Session {
             held.swallow = true;
             self.tracker.block_opened();
         } else if (unit.class.kind == Kind::Read || bug::is(Bug::ReplayUnknownWrite)) && !self.pinned {
-            let bytes = self.inbox.unscanned().get(..unit.len).map(<[u8]>::to_vec);
-            held.replay = bytes.map(|bytes| Replay { bytes, want, attempts: 0 });
+            let bytes = self.inbox.unscanned().get(..unit.len).filter(|bytes| !bytes.is_empty());
+            held.replay = bytes.map(|bytes| Replay { bytes: bytes.to_vec(), writes: false, want, attempts: 0 });
         }
-        self.judged = (unit.kind == UnitKind::Query).then_some(unit.class);
+        // What was learned of a batch is held against its first statement.
+        self.judged = (unit.kind == UnitKind::Query || learned).then_some(unit.class);
         self.hold(held);
         Ok(())
     }
@@ -341,15 +354,17 @@ impl Session {
             return Want::Primary;
         }
         let reads = match &self.block {
-            Block::Deferred { access: Access::ReadOnly, .. } => true,
+            // A batch that leaves a statement behind would keep its server, also for the writes that follow the block.
+            Block::Deferred { access: Access::ReadOnly, .. } => unit.kind != UnitKind::Batch || unit.class.kind == Kind::Read,
             Block::Deferred { access: Access::Any, .. } => unit.class.kind == Kind::SetReadOnly,
             _ => matches!(unit.class.kind, Kind::Read | Kind::Begin { access: Access::ReadOnly, .. }),
         };
-        if reads && !self.is_learned_write(unit) { Want::Any } else { Want::Primary }
+        if reads && !self.is_learned_write(unit.len) { Want::Any } else { Want::Primary }
     }
 
-    fn is_learned_write(&self, unit: &Unit) -> bool {
-        let messages = self.inbox.unscanned().get(..unit.len);
+    /// Whether a standby refused what is said in the next `len` bytes.
+    pub fn is_learned_write(&self, len: usize) -> bool {
+        let messages = self.inbox.unscanned().get(..len);
         self.shared.has_learned() && messages.is_some_and(|unit| self.shared.is_learned_write(fingerprint(unit, self.backslash_escapes)))
     }
 
@@ -366,27 +381,38 @@ impl Session {
             // A SET that no text showed (in a function, say): the next client must not inherit it, nor this one lose it.
             self.pinned = true;
         }
-        if self.pinned || self.statements.has_named() {
+        if self.pinned || self.statements.has_named() || self.statements.awaits_bind() {
             buffers::detach(&mut held.inbox);
             return false;
         }
         self.slot.set_target(None);
+        self.statements.clear();
         if let Some(held) = self.held.take() {
             held.part(self.shared.clock.now());
         }
         true
     }
 
+    /// A statement nobody waits for any more is stopped; a commit is left to end by itself, also the one behind a single write: cancelling
+    /// its wait for standbys would show others what may yet be lost.
+    async fn abandon(&self, link: &Link) {
+        if self.tracker.is_settled() || self.tracker.greatest_effect() >= Effect::Commit {
+            return;
+        }
+        let may_be_ending = link.to_primary && self.tracker.decides_writes();
+        if !may_be_ending || !cancel::waits_for_standbys(&self.shared.control, link).await {
+            cancel::send(link).await;
+        }
+    }
+
     /// The client is gone: leave its server as the next one expects it, or close it.
     async fn part(&mut self) {
         self.slot.set_target(None);
         let Some(mut held) = self.held.take() else { return };
-        let settled = self.tracker.is_settled() && held.out.is_empty() && held.inbox.is_empty() && !held.ended;
+        let sent = held.out.is_empty() && self.inbox.ready().is_empty() && !self.inbox.is_mid_message();
+        let settled = self.tracker.is_settled() && sent && held.inbox.is_empty() && !held.ended;
         if !settled {
-            // A statement nobody waits for any more is stopped; a COMMIT is left to end by itself.
-            if self.tracker.greatest_effect() < Effect::Commit && !self.tracker.is_settled() {
-                cancel::send(&held.link).await;
-            }
+            self.abandon(&held.link).await;
             return;
         }
         if bug::is(Bug::LeakTransaction) {

@@ -18,8 +18,19 @@ enum Pending {
         class: Class,
         batch: u64,
     },
-    /// `None`: of a portal.
-    Close(Option<Box<[u8]>>),
+    /// No name: of a portal.
+    Close {
+        name: Option<Box<[u8]>>,
+        batch: u64,
+    },
+}
+
+impl Pending {
+    fn batch(&self) -> u64 {
+        match self {
+            Pending::Parse { batch, .. } | Pending::Close { batch, .. } => *batch,
+        }
+    }
 }
 
 /// See the module.
@@ -29,8 +40,10 @@ pub struct Statements {
     named: HashMap<Box<[u8]>, Class>,
     portals: HashMap<Box<[u8]>, Effect>,
     pending: VecDeque<Pending>,
-    /// Number of Syncs sent.
+    /// Number of messages sent that ReadyForQuery answers: what they end fails as a whole.
     batch: u64,
+    /// The batch of an unnamed Parse that no Bind followed.
+    unbound: Option<u64>,
 }
 
 impl Statements {
@@ -40,8 +53,17 @@ impl Statements {
         !self.named.is_empty() || self.pending.iter().any(|p| matches!(p, Pending::Parse { name, .. } if !name.is_empty()))
     }
 
+    /// Whether an unnamed statement was made for a Bind that is still to come.
+    #[must_use]
+    pub fn awaits_bind(&self) -> bool {
+        self.unbound.is_some()
+    }
+
     /// A Parse of `name` was sent.
     pub fn parse_sent(&mut self, name: &[u8], class: Class) {
+        if name.is_empty() {
+            self.unbound = Some(self.batch);
+        }
         self.pending.push_back(Pending::Parse { name: name.into(), class, batch: self.batch });
     }
 
@@ -60,6 +82,9 @@ impl Statements {
 
     /// A Bind was sent; nothing is assumed about a statement nobody saw.
     pub fn bind_sent(&mut self, portal: &[u8], statement: &[u8]) {
+        if statement.is_empty() {
+            self.unbound = None;
+        }
         let effect = Effect::of(self.class(statement).kind);
         // A second Bind of a name fails and leaves the first; the unnamed portal is always replaced.
         let first = self.portals.get(portal).copied().filter(|_| !portal.is_empty());
@@ -69,7 +94,7 @@ impl Statements {
     /// What executing the portal may do.
     #[must_use]
     pub fn executed(&self, portal: &[u8]) -> Effect {
-        self.portals.get(portal).copied().unwrap_or(Effect::Commit)
+        self.portals.get(portal).copied().unwrap_or(Effect::Opaque)
     }
 
     /// A Close was sent.
@@ -78,13 +103,13 @@ impl Statements {
             Some((b'S', name)) => split_cstr(name).map(|(name, _)| name.into()),
             _ => None,
         };
-        self.pending.push_back(Pending::Close(name));
+        self.pending.push_back(Pending::Close { name, batch: self.batch });
     }
 
     /// A Close was answered: only now is the statement gone (after an error the server skips it).
     pub fn close_answered(&mut self) {
         while let Some(first) = self.pending.pop_front() {
-            if let Pending::Close(name) = first {
+            if let Pending::Close { name, .. } = first {
                 if let Some(name) = name {
                     self.named.remove(&name);
                 }
@@ -93,16 +118,34 @@ impl Statements {
         }
     }
 
-    /// A Sync was sent: what follows is carried out also where something before it fails.
+    /// A Query was sent: it takes the unnamed statement away.
+    pub fn query_sent(&mut self) {
+        self.unbound = None;
+    }
+
+    /// A Sync or Query was sent: what follows is carried out also where something before it fails.
     pub fn sync_sent(&mut self) {
         self.batch += 1;
     }
 
-    /// An error: which of the messages in flight take effect is not followed up. Every name may mean the worst that was asked for, and
-    /// no Close counts.
-    pub fn failed(&mut self) {
-        for pending in std::mem::take(&mut self.pending) {
-            if let Pending::Parse { name, class, .. } = pending {
+    /// The server reads COPY data and ignores the last Syncs that were sent.
+    pub fn syncs_ignored(&mut self, syncs: usize) {
+        self.batch -= (syncs as u64).min(self.batch);
+        for pending in &mut self.pending {
+            let (Pending::Parse { batch, .. } | Pending::Close { batch, .. }) = pending;
+            *batch = self.batch.min(*batch);
+        }
+    }
+
+    /// ReadyForQuery came, and `due` more are to come. What is left of the batches before them had no answer, because an error came first:
+    /// which of it took effect is not followed up. Every name may mean the worst that was asked for, and no Close counts.
+    pub fn batches_answered(&mut self, due: usize) {
+        let present = self.batch.saturating_sub(due as u64);
+        while let Some(pending) = self.pending.pop_front_if(|pending| pending.batch() < present) {
+            if let Pending::Parse { name, class, batch } = pending {
+                if name.is_empty() && self.unbound == Some(batch) {
+                    self.unbound = None;
+                }
                 let known = if name.is_empty() { self.unnamed } else { self.named.get(&name).copied() };
                 let class = known.map_or(class, |known| worse(known, class));
                 match name.is_empty() {
@@ -118,7 +161,14 @@ impl Statements {
         self.portals.clear();
     }
 
-    /// DEALLOCATE ALL, DISCARD ALL, or the server is gone.
+    /// DEALLOCATE ALL or DISCARD ALL was answered; what was sent behind it is still to come.
+    pub fn deallocated(&mut self) {
+        self.unnamed = None;
+        self.named.clear();
+        self.portals.clear();
+    }
+
+    /// The server is no longer this session's.
     pub fn clear(&mut self) {
         *self = Statements { batch: self.batch, ..Statements::default() };
     }
@@ -132,7 +182,7 @@ impl Statements {
                     let certain = *batch == self.batch;
                     worst = Some(worst.filter(|_| !certain).map_or(*class, |w| worse(w, *class)));
                 }
-                Pending::Parse { .. } | Pending::Close(_) => {}
+                Pending::Parse { .. } | Pending::Close { .. } => {}
             }
         }
         worst.unwrap_or(Class::OPAQUE)
@@ -168,7 +218,8 @@ mod tests {
         assert!(!statements.has_named());
         statements.parse_sent(b"t", READ);
         statements.close_sent(b"St\0");
-        statements.failed();
+        statements.sync_sent();
+        statements.batches_answered(0);
         statements.close_answered();
         assert!(statements.has_named(), "a Close that the server skipped took no effect");
     }
@@ -198,8 +249,7 @@ mod tests {
         assert_eq!(effect(&mut statements, b"s"), Effect::Nothing, "if the Parse fails, what follows in its batch is skipped");
         statements.sync_sent();
         assert_eq!(effect(&mut statements, b"s"), Effect::Write, "sent before the answer is known");
-        statements.failed();
-        statements.sync_sent();
+        statements.batches_answered(0);
         assert_eq!(effect(&mut statements, b"s"), Effect::Write, "42P05: the first statement is still there");
     }
 
@@ -211,7 +261,7 @@ mod tests {
         statements.parse_answered();
         statements.parse_sent(b"", READ);
         statements.sync_sent();
-        statements.failed();
+        statements.batches_answered(0);
         assert_eq!(effect(&mut statements, b""), Effect::Write);
         statements.parse_sent(b"", READ);
         statements.sync_sent();
@@ -221,6 +271,61 @@ mod tests {
 
     #[test]
     fn nothing_is_assumed_about_a_statement_nobody_saw() {
-        assert_eq!(effect(&mut Statements::default(), b"made by PREPARE"), Effect::Commit);
+        assert_eq!(effect(&mut Statements::default(), b"made by PREPARE"), Effect::Opaque);
+    }
+
+    #[test]
+    fn what_was_sent_behind_discard_all_is_still_to_come() {
+        let mut statements = Statements::default();
+        statements.sync_sent();
+        statements.parse_sent(b"s", READ);
+        statements.deallocated();
+        assert!(statements.has_named());
+        statements.parse_answered();
+        assert!(statements.has_named());
+        assert_eq!(effect(&mut statements, b"s"), Effect::Nothing);
+        statements.deallocated();
+        assert!(!statements.has_named());
+    }
+
+    #[test]
+    fn an_error_is_none_of_a_later_batch() {
+        let mut statements = Statements::default();
+        statements.parse_sent(b"bad", READ);
+        statements.sync_sent();
+        statements.close_sent(b"Sbad\0");
+        statements.sync_sent();
+        statements.parse_sent(b"s", READ);
+        statements.sync_sent();
+        statements.batches_answered(2);
+        statements.close_answered();
+        statements.batches_answered(1);
+        assert!(statements.has_named(), "the answer to Close is not that to Parse");
+        statements.parse_answered();
+        statements.batches_answered(0);
+        assert!(statements.has_named());
+    }
+
+    #[test]
+    fn an_unnamed_statement_waits_for_its_bind() {
+        let mut statements = Statements::default();
+        for ends in [false, true] {
+            statements.parse_sent(b"", READ);
+            statements.sync_sent();
+            assert!(statements.awaits_bind());
+            statements.parse_answered();
+            statements.batches_answered(0);
+            assert!(statements.awaits_bind(), "answered, and to be bound");
+            if ends {
+                statements.query_sent()
+            } else {
+                statements.bind_sent(b"", b"")
+            }
+            assert!(!statements.awaits_bind());
+        }
+        statements.parse_sent(b"", READ);
+        statements.sync_sent();
+        statements.batches_answered(0);
+        assert!(!statements.awaits_bind(), "a Parse that failed made none");
     }
 }

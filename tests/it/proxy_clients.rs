@@ -1,6 +1,6 @@
 //! Ordinary clients through the proxy: psql, pgbench, tokio-postgres; each protocol, COPY, pipelines, cancellation, logins.
 
-use crate::proxy_support::{Front, Pair, client, code, eventually, program, psql, through};
+use crate::proxy_support::{Front, Pair, Raw, client, code, eventually, message, program, psql, query, through};
 use futures::{SinkExt, StreamExt, future};
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -216,4 +216,33 @@ async fn garbage_is_refused_and_harms_nobody() {
     assert!(answers[4].starts_with(b"R"), "asked for SCRAM");
     assert_eq!(good.query_one("select 1", &[]).await.expect("unharmed").get::<_, i32>(0), 1);
     eventually("every other client is gone", || front.handle.stats().clients == 1).await;
+}
+
+/// The next client's first bytes would be taken for the rest of a row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_not_passed_on_in_the_middle_of_a_row_of_a_failed_copy() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.pool_size = 1).await;
+    let (mut copying, mut other) = (Raw::login(front.primary()).await, Raw::login(front.primary()).await);
+    assert_eq!(copying.ask(&query("create table c (id int)")).await, "CZ");
+    for finishes in [true, false] {
+        copying.say(&query("copy c from stdin")).await;
+        assert_eq!(copying.hear().await.0, b'G');
+        let row = message(b'd', &[&[b'1'; 1000], b"\n"]);
+        let (begin, rest) = row.split_at(500);
+        copying.say(&[&message(b'd', &[b"no number\n"])[..], begin].concat()).await;
+        assert_eq!(copying.answer().await, "E22P02Z");
+        let go_on = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            if finishes {
+                copying.say(&[rest, &row[..], &message(b'c', &[])].concat()).await;
+                assert_eq!(copying.ask(&query("select 1")).await, "TDCZ");
+            } else {
+                // Gone in the middle of the row.
+                copying = Raw::login(front.primary()).await;
+            }
+        };
+        let (sound, ()) = future::join(other.ask(&query("select 2")), go_on).await;
+        assert_eq!(sound, "TDCZ", "a sound server");
+    }
 }

@@ -1,6 +1,6 @@
 //! The failure contract: what a client is told when the cluster changes under it.
 
-use crate::proxy_support::{Front, PRIMARY, Pair, STANDBY, code, eventually, psql, through};
+use crate::proxy_support::{Front, PRIMARY, Pair, Raw, STANDBY, code, eventually, psql, query, through};
 use futures::future;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -327,4 +327,56 @@ async fn inv_9_the_primarys_own_proxy_serves_only_under_its_lease() {
     };
     let (insert, ()) = future::join(client.simple_query("insert into t values (1)"), renew).await;
     insert.expect("served once the lease is valid again");
+}
+
+/// The number of backends that wait for a standby's confirmation.
+async fn waiting_for_standbys(direct: &tokio_postgres::Client) -> i64 {
+    let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+    direct.query_one(sql, &[]).await.expect("activity").get(0)
+}
+
+/// Cancelled, the wait would end and show a row to others that may yet be lost (P3).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_does_not_end_the_wait_for_standbys() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    let direct = pair.primary.direct().await;
+    direct.batch_execute("create table t (a int)").await.expect("table");
+    for sql in ["alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()"] {
+        direct.simple_query(sql).await.expect("synchronous");
+    }
+    let mut client = Raw::login(front.primary()).await;
+    client.say(&query("insert into t values (1)")).await;
+    for _ in 0..500 {
+        if waiting_for_standbys(&direct).await == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(client);
+    eventually("the client has left", || front.handle.stats().clients == 0).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(waiting_for_standbys(&direct).await, 1);
+    assert_eq!(direct.query_one("select count(*) from t", &[]).await.expect("read").get::<_, i64>(0), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_looked_like_a_read_runs_once() {
+    let mut pair = Pair::start();
+    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_secs(20)).await;
+    psql(front.primary(), "create sequence s; create view slow as select nextval('s') + length(pg_sleep(60)::text) as n");
+    pair.caught_up().await;
+    for port in [front.auto(), front.primary()] {
+        let client = through(port).await;
+        let crash = async {
+            eventually("it runs on the primary", || front.handle.stats().in_flight == 1).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            pair.primary.stop(rustix::process::Signal::QUIT);
+            pair.primary.start();
+        };
+        let both = future::join(client.simple_query("select n from slow"), crash);
+        let (end, ()) = tokio::time::timeout(Duration::from_secs(30), both).await.expect("at once");
+        // The standby showed that it writes, and for the second client it was known.
+        assert_eq!(code(end), "08007");
+    }
 }

@@ -1,6 +1,9 @@
 //! Who has which server, and for how long.
 
-use crate::proxy_support::{Front, PASSWORD, PRIMARY, Pair, STANDBY, client, code, eventually, killed_in, psql, through};
+use crate::proxy_support::{
+    Front, PASSWORD, PRIMARY, Pair, Raw, STANDBY, client, code, describe, eventually, killed_in, parse, psql, query, run_statement, sync,
+    through,
+};
 use futures::future;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -230,4 +233,68 @@ async fn reads_go_to_a_standby_and_follow_the_clients_own_writes() {
     let client = through(eventual.auto()).await;
     client.simple_query("select 1").await.expect("read");
     assert!(eventual.handle.stats().pools.iter().all(|pool| pool.node == PRIMARY));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_only_begins_with_a_read_goes_to_the_primary() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    psql(front.primary(), "create table t (a int)");
+    pair.caught_up().await;
+    let mut client = Raw::login(front.auto()).await;
+    let both = [parse("", "select 1"), run_statement(""), parse("", "insert into t values (1)"), run_statement(""), sync()].concat();
+    assert_eq!(client.ask(&both).await, "12DC12CZ");
+    let mut client = Raw::login(front.auto()).await;
+    assert_eq!(client.ask(&[parse("s1", "select 1"), describe("s1"), sync()].concat()).await, "1tTZ");
+    assert_eq!(client.ask(&query("insert into t values (2)")).await, "CZ", "the client keeps its server, and writes");
+    let mut client = Raw::login(front.auto()).await;
+    assert_eq!(client.ask(&query("begin read only")).await, "CZ");
+    assert_eq!(client.ask(&[parse("s1", "select 1"), run_statement("s1"), sync()].concat()).await, "12DCZ");
+    assert_eq!(client.ask(&query("commit")).await, "CZ");
+    assert_eq!(client.ask(&query("insert into t values (3)")).await, "CZ", "behind a block that only read");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_follows_discard_all_in_the_same_flight_keeps_its_server() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| {
+        config.pool_size = 1;
+        config.hold_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let setups = [[parse("_p1", "select 1"), describe("_p1"), sync()].concat(), query("set statement_timeout = '7s'")];
+    for setup in setups {
+        let (mut pinned, mut other) = (Raw::login(front.primary()).await, Raw::login(front.primary()).await);
+        assert_eq!(pinned.ask(&query("select 1")).await, "TDCZ");
+        assert_eq!(pinned.ask(&[query("discard all"), setup].concat()).await, "CZ");
+        let second = pinned.answer().await;
+        assert!(!second.contains('E'), "{second}");
+        assert_eq!(other.ask(&query("select 1")).await, "E08006Z", "the only server is kept");
+        drop(pinned);
+        eventually("it has left", || front.handle.stats().clients == 1).await;
+        assert_eq!(other.ask(&query("select count(*) from pg_prepared_statements")).await, "TDCZ", "cleaned");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unnamed_statement_is_never_another_clients() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| {
+        config.pool_size = 1;
+        config.hold_timeout = Duration::from_millis(300);
+    })
+    .await;
+    for port in [front.primary(), front.auto()] {
+        let (mut mine, mut other) = (Raw::login(port).await, Raw::login(port).await);
+        assert_eq!(mine.ask(&[parse("", "select 1, 2"), describe(""), sync()].concat()).await, "1tTZ");
+        // On the auto port the other one reads from the standby.
+        if port == front.primary() {
+            assert_eq!(other.ask(&query("select 1")).await, "E08006Z", "the statement waits for its Bind");
+        }
+        assert_eq!(mine.ask(&[run_statement(""), sync()].concat()).await, "2DCZ");
+        assert_eq!(other.ask(&[parse("", "select 3"), run_statement(""), sync()].concat()).await, "12DCZ");
+        assert_eq!(mine.ask(&[run_statement(""), sync()].concat()).await, "E26000Z");
+        assert_eq!(mine.ask(&[describe(""), sync()].concat()).await, "E26000Z");
+        assert_eq!(mine.ask(&query("select 1")).await, "TDCZ", "usable");
+    }
 }

@@ -1,6 +1,7 @@
 //! A real primary and a streaming standby with a proxy in front, for the tests of the proxy. The topology is driven by the test.
 
 use crate::ports::free_port;
+use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +18,9 @@ use trilithon::cluster::{Backend, Topology, WriteGate};
 use trilithon::proxy::{Config, Control, Handle, Inputs, start};
 use trilithon::telemetry::Clock;
 use trilithon::types::{Epoch, NodeId, Revision};
+use trilithon::wire::frame::StreamBuffer;
+use trilithon::wire::message::{Fields, put};
+use trilithon::wire::startup;
 
 pub const PASSWORD: &str = "s3cret";
 pub const PRIMARY: NodeId = NodeId(1);
@@ -306,4 +312,112 @@ pub async fn eventually(what: &str, mut fact: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("not within ten seconds: {what}");
+}
+
+/// A client that says exactly what the test tells it to.
+pub struct Raw {
+    stream: TcpStream,
+    inbox: StreamBuffer,
+}
+
+/// One message; the parts make its body.
+pub fn message(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, tag, |body| parts.iter().for_each(|part| body.extend_from_slice(part)));
+    out
+}
+
+/// A Query.
+pub fn query(sql: &str) -> Vec<u8> {
+    message(b'Q', &[sql.as_bytes(), b"\0"])
+}
+
+/// A Parse.
+pub fn parse(name: &str, sql: &str) -> Vec<u8> {
+    message(b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"])
+}
+
+/// A Bind of `statement` without parameters to the unnamed portal, and its Execute.
+pub fn run_statement(statement: &str) -> Vec<u8> {
+    [message(b'B', &[b"\0", statement.as_bytes(), b"\0\0\0\0\0\0\0"]), message(b'E', &[b"\0\0\0\0\0"])].concat()
+}
+
+/// A Describe of `statement`.
+pub fn describe(statement: &str) -> Vec<u8> {
+    message(b'D', &[b"S", statement.as_bytes(), b"\0"])
+}
+
+/// A Sync.
+pub fn sync() -> Vec<u8> {
+    message(b'S', &[])
+}
+
+impl Raw {
+    /// As the superuser through the proxy.
+    pub async fn login(port: u16) -> Raw {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connect");
+        let mut raw = Raw { stream, inbox: StreamBuffer::with_capacity(64 << 10) };
+        raw.say(&startup::write("postgres", "postgres", std::iter::empty())).await;
+        let mut scram = ScramSha256::new(PASSWORD.as_bytes(), ChannelBinding::unsupported());
+        loop {
+            let (tag, body) = raw.hear().await;
+            match (tag, body.get(3)) {
+                (b'R', Some(10)) => {
+                    let first = scram.message().to_vec();
+                    let length = u32::try_from(first.len()).expect("short").to_be_bytes();
+                    raw.say(&message(b'p', &[b"SCRAM-SHA-256\0", &length, &first])).await;
+                }
+                (b'R', Some(11)) => {
+                    scram.update(&body[4..]).expect("a challenge");
+                    let last = scram.message().to_vec();
+                    raw.say(&message(b'p', &[&last])).await;
+                }
+                (b'E', _) => panic!("{}", String::from_utf8_lossy(&body)),
+                (b'Z', _) => return raw,
+                _ => {}
+            }
+        }
+    }
+
+    pub async fn say(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.expect("the proxy reads");
+    }
+
+    /// The next message; it must come within ten seconds.
+    pub async fn hear(&mut self) -> (u8, Vec<u8>) {
+        loop {
+            if let Some(frame) = self.inbox.frame().expect("well formed").filter(trilithon::wire::frame::Frame::is_complete) {
+                let body = self.inbox.body(&frame).to_vec();
+                self.inbox.drop_frame(&frame);
+                return (frame.tag, body);
+            }
+            let read = tokio::time::timeout(Duration::from_secs(10), self.stream.read(self.inbox.space()));
+            let n = read.await.expect("an answer in time").expect("a sound connection");
+            assert!(n > 0, "the proxy hung up");
+            self.inbox.received(n);
+        }
+    }
+
+    /// The answer up to ReadyForQuery: its tags, with the code behind an error.
+    pub async fn answer(&mut self) -> String {
+        let mut tags = String::new();
+        loop {
+            let (tag, body) = self.hear().await;
+            if tag != b'N' && tag != b'S' {
+                tags.push(char::from(tag));
+            }
+            if tag == b'E' {
+                tags.push_str(&String::from_utf8_lossy(Fields::read(&body).code));
+            }
+            if tag == b'Z' {
+                return tags;
+            }
+        }
+    }
+
+    /// Says it and gives the answer to it.
+    pub async fn ask(&mut self, bytes: &[u8]) -> String {
+        self.say(bytes).await;
+        self.answer().await
+    }
 }
