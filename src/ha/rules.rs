@@ -30,10 +30,14 @@ pub(super) fn tend_rule(s: &ClusterState, v: &View, primary: NodeId) -> Decision
         Ok(_) if in_flight => hold(Reason::WaitingForProof),
         Ok(_) => hold(calm),
         // A weaker rule, from before the policy forbade it, must not go on acknowledging.
-        Err(need) => match awaited_rule(s, primary, need) {
-            want if want.acks > rule.acks => act(Command::ProposeRule { rule: want }, Reason::StandbysChanged),
-            _ => hold(Reason::TooFewStandbys { have: live.len(), need }),
-        },
+        Err(need) => {
+            let want = awaited_rule(s, primary, need);
+            if want.acks > rule.acks {
+                act(Command::ProposeRule { rule: want }, Reason::StandbysChanged)
+            } else {
+                hold(Reason::TooFewStandbys { have: live.len(), need })
+            }
+        }
     }
 }
 

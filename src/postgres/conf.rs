@@ -148,6 +148,16 @@ pub fn is_protected(name: &str) -> bool {
     PROTECTED.contains(&name.to_ascii_lowercase().as_str())
 }
 
+/// May ALTER SYSTEM not have the last word on `name`? Beside the protected settings these are those that the cluster's configuration may ask
+/// for within bounds: what stands in `postgresql.auto.conf` is read after our file, on this node alone, and no bound holds there. With
+/// `synchronous_commit = off` clients would be acknowledged what no standby has, under a rule that was proved (P1).
+pub(super) fn is_overruled(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    is_protected(&name)
+        || ["synchronous_commit", "wal_level"].contains(&name.as_str())
+        || AT_LEAST_AS_PRIMARY.iter().any(|(n, _)| *n == name)
+}
+
 /// Settings that a standby must have at least as large as the server that wrote its WAL, with PostgreSQL's default.
 pub(super) const AT_LEAST_AS_PRIMARY: &[(&str, u64)] = &[
     ("max_connections", 100),
@@ -321,14 +331,14 @@ pub struct Drift {
     pub expected: String,
 }
 
-/// Takes protected settings out of `postgresql.auto.conf`. Returns the new text and what was taken out, `None` when nothing was.
-pub(super) fn strip_auto_conf(text: &str, also: impl Fn(&str) -> bool) -> Option<(String, Vec<(String, String)>)> {
+/// Takes what ALTER SYSTEM must not decide out of `postgresql.auto.conf`. Returns the new text and what was taken out, `None` when nothing was.
+pub(super) fn strip_auto_conf(text: &str) -> Option<(String, Vec<(String, String)>)> {
     let mut kept = String::new();
     let mut taken = Vec::new();
     for line in text.lines() {
         let setting = line.split_once('=').filter(|_| !line.trim_start().starts_with('#'));
         match setting {
-            Some((name, value)) if is_protected(name.trim()) || also(name.trim()) => {
+            Some((name, value)) if is_overruled(name.trim()) => {
                 taken.push((name.trim().to_ascii_lowercase(), value.trim().trim_matches('\'').replace("''", "'")));
             }
             Some(_) | None => {
@@ -389,10 +399,12 @@ mod tests {
     #[test]
     fn auto_conf_loses_only_protected_names() {
         let text = "# Do not edit\nwork_mem = '8MB'\nsynchronous_standby_names = 'a''b'\n";
-        let (kept, taken) = strip_auto_conf(text, |_| false).unwrap();
+        let (kept, taken) = strip_auto_conf(text).unwrap();
         assert_eq!(kept, "# Do not edit\nwork_mem = '8MB'\n");
         assert_eq!(taken, vec![("synchronous_standby_names".to_owned(), "a'b".to_owned())]);
-        assert_eq!(strip_auto_conf(&kept, |_| false), None);
+        assert_eq!(strip_auto_conf(&kept), None);
+        let (_, taken) = strip_auto_conf("synchronous_commit = 'off'\nMax_WAL_Senders = '0'\n").unwrap();
+        assert_eq!(taken, [("synchronous_commit".into(), "off".into()), ("max_wal_senders".into(), "0".into())], "P1: read after our file");
     }
 
     #[test]

@@ -85,7 +85,7 @@ pub(super) fn strip(path: &Path, run_as: &RunAs) -> Result<Vec<(String, String)>
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(io("cannot read", path)(e)),
     };
-    let Some((kept, taken)) = strip_auto_conf(&text, |_| false) else { return Ok(Vec::new()) };
+    let Some((kept, taken)) = strip_auto_conf(&text) else { return Ok(Vec::new()) };
     write_atomic(path, &kept, 0o600, Some(run_as))?;
     Ok(taken)
 }

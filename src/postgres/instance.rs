@@ -105,6 +105,9 @@ pub struct Instance {
 pub(super) struct Model {
     pub node: NodeId,
     pub install: Install,
+    /// What the cluster asked for last; `None`: nothing yet, only the node's own file did.
+    pub asked: Option<Wishes>,
+    /// What of it PostgreSQL takes.
     pub wishes: Wishes,
     pub secrets: Option<Secrets>,
     pub intent: Intent,
@@ -165,6 +168,7 @@ impl Instance {
         let model = Model {
             node: config.node,
             install,
+            asked: None,
             wishes: Wishes { parameters: config.parameters, hba: config.hba },
             secrets: secrets::load(&layout.secrets())?,
             intent: load_intent(&layout)?,
@@ -368,11 +372,16 @@ impl Instance {
         if self.supervisor.send(Signal::HUP) { Ok(()) } else { Err(Error::NotRunning) }
     }
 
-    /// Cluster-wide settings changed. What needs a restart waits for one.
+    /// Cluster-wide settings changed. What needs a restart waits for one; what PostgreSQL refuses is left out, with a warning.
     pub async fn configure(&self, parameters: BTreeMap<String, String>, hba: Vec<String>) -> Result<(), Error> {
-        let wishes = Wishes { parameters, hba };
+        let asked = Wishes { parameters, hba };
+        if lock(&self.model).asked.as_ref() == Some(&asked) {
+            return Ok(());
+        }
+        let wishes = Wishes { parameters: self.acceptable(&asked.parameters).await, hba: asked.hba.clone() };
         {
             let mut model = lock(&self.model);
+            model.asked = Some(asked);
             if model.wishes == wishes {
                 return Ok(());
             }

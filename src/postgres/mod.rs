@@ -23,6 +23,7 @@ mod install;
 mod instance;
 mod layout;
 mod lifecycle;
+mod parameters;
 mod process;
 mod procfs;
 mod promote;
