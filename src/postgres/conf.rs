@@ -150,12 +150,11 @@ pub fn is_protected(name: &str) -> bool {
 
 /// May ALTER SYSTEM not have the last word on `name`? Beside the protected settings these are those that the cluster's configuration may ask
 /// for within bounds: what stands in `postgresql.auto.conf` is read after our file, on this node alone, and no bound holds there. With
-/// `synchronous_commit = off` clients would be acknowledged what no standby has, under a rule that was proved (P1).
+/// `synchronous_commit = off` clients would be acknowledged what no standby has, under a rule that was proved (P1). Not `wal_level`: a server
+/// with logical slots does not start without the one that was asked for there, and what is too low says so at a start.
 pub(super) fn is_overruled(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    is_protected(&name)
-        || ["synchronous_commit", "wal_level"].contains(&name.as_str())
-        || AT_LEAST_AS_PRIMARY.iter().any(|(n, _)| *n == name)
+    is_protected(&name) || name == "synchronous_commit" || AT_LEAST_AS_PRIMARY.iter().any(|(n, _)| *n == name)
 }
 
 /// Settings that a standby must have at least as large as the server that wrote its WAL, with PostgreSQL's default.
@@ -403,7 +402,7 @@ mod tests {
         assert_eq!(kept, "# Do not edit\nwork_mem = '8MB'\n");
         assert_eq!(taken, vec![("synchronous_standby_names".to_owned(), "a'b".to_owned())]);
         assert_eq!(strip_auto_conf(&kept), None);
-        let (_, taken) = strip_auto_conf("synchronous_commit = 'off'\nMax_WAL_Senders = '0'\n").unwrap();
+        let (_, taken) = strip_auto_conf("synchronous_commit = 'off'\nwal_level = 'logical'\nMax_WAL_Senders = '0'\n").unwrap();
         assert_eq!(taken, [("synchronous_commit".into(), "off".into()), ("max_wal_senders".into(), "0".into())], "P1: read after our file");
     }
 
