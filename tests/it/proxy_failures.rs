@@ -274,11 +274,7 @@ async fn a_drain_lets_transactions_end_and_cancels_the_rest_at_its_deadline() {
 async fn a_commit_that_no_standby_confirmed_is_not_reported_as_done() {
     let pair = Pair::start();
     let front = Front::start(&pair, |_| {}).await;
-    let direct = pair.primary.direct().await;
-    direct.batch_execute("create table t (a int)").await.expect("table");
-    for sql in ["alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()"] {
-        direct.simple_query(sql).await.expect("synchronous");
-    }
+    let direct = table_that_nobody_confirms(&pair).await;
     for (begins, statement) in [(true, "commit"), (false, "insert into t values (2)")] {
         let client = through(front.primary()).await;
         if begins {
@@ -329,6 +325,16 @@ async fn inv_9_the_primarys_own_proxy_serves_only_under_its_lease() {
     insert.expect("served once the lease is valid again");
 }
 
+/// A table `t`, and commits that wait for a standby that does not exist. Gives a session of the server itself.
+async fn table_that_nobody_confirms(pair: &Pair) -> tokio_postgres::Client {
+    let direct = pair.primary.direct().await;
+    direct.batch_execute("create table t (a int)").await.expect("table");
+    for sql in ["alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()"] {
+        direct.simple_query(sql).await.expect("synchronous");
+    }
+    direct
+}
+
 /// The number of backends that wait for a standby's confirmation.
 async fn waiting_for_standbys(direct: &tokio_postgres::Client) -> i64 {
     let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
@@ -340,11 +346,7 @@ async fn waiting_for_standbys(direct: &tokio_postgres::Client) -> i64 {
 async fn a_client_that_leaves_does_not_end_the_wait_for_standbys() {
     let pair = Pair::start();
     let front = Front::start(&pair, |_| {}).await;
-    let direct = pair.primary.direct().await;
-    direct.batch_execute("create table t (a int)").await.expect("table");
-    for sql in ["alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()"] {
-        direct.simple_query(sql).await.expect("synchronous");
-    }
+    let direct = table_that_nobody_confirms(&pair).await;
     let mut client = Raw::login(front.primary()).await;
     client.say(&query("insert into t values (1)")).await;
     for _ in 0..500 {
