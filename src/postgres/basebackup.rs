@@ -2,12 +2,12 @@
 //! was there before is kept aside, so the last good copy is never wiped (INV-10).
 
 use super::conf::{Upstream, application_name};
-use super::durable::sync_dir;
 use super::error::{Error, io};
 use super::install::Install;
 use super::instance::{Activity, Instance, set_mode};
 use super::layout::Layout;
 use super::process::lock;
+use super::swap::{discard, remove, swap};
 use super::tool::{self, KillGroup, blocking};
 use super::user::RunAs;
 use crate::types::SystemId;
@@ -23,7 +23,7 @@ impl Instance {
     /// Replaces the data directory by a base backup of `source`. Postgres must be down. Dropping the future ends the copy and leaves
     /// the old directory as it was. Afterwards the directory is stopped; it can be started detached or by `follow`.
     pub async fn copy_from(&self, source: &Upstream, system: Option<SystemId>) -> Result<(), Error> {
-        let _working = self.begin(Activity::Cloning { done: 0, total: 0 })?;
+        let working = self.begin(Activity::Cloning { done: 0, total: 0 })?;
         if self.poisoned() || self.stalled().is_some() {
             // What still runs there is a rewound server that never became consistent, or one that waits for WAL that nobody has.
             self.demote().await?;
@@ -41,9 +41,20 @@ impl Instance {
         blocking(move || make_room(&layout, &run_as, size)).await?;
         self.copy(source, &slot, &install).await?;
         let layout = self.layout.clone();
-        blocking(move || swap(&layout)).await?;
+        // Once begun it goes on to its end, whoever waits for it: until then nothing else may begin, and nothing is told of the directory.
+        blocking(move || {
+            let swapped = swap(&layout);
+            drop(working);
+            swapped
+        })
+        .await?;
         self.refresh_install().await?;
-        self.retune(|intent| *intent = super::conf::Intent::default()).await
+        self.retune(|intent| *intent = super::conf::Intent::default()).await?;
+        let layout = self.layout.clone();
+        if let Err(error) = blocking(move || discard(&layout)).await {
+            tracing::warn!(%error, "the copy is in place; what it made superfluous stays until the next one");
+        }
+        Ok(())
     }
 
     /// Is it the right system, and does it keep WAL for this member from now on? The slot's name, and the databases' size in bytes, as far as
@@ -140,6 +151,7 @@ fn parse_progress(line: &str) -> Option<(u64, u64)> {
 fn make_room(layout: &Layout, run_as: &RunAs, size: Option<u64>) -> Result<(), Error> {
     let incoming = layout.incoming();
     remove(&incoming)?;
+    discard(layout)?;
     std::fs::create_dir_all(&incoming).map_err(io("cannot create", &incoming))?;
     set_mode(&incoming, 0o700)?;
     run_as.own(&incoming)?;
@@ -152,33 +164,6 @@ fn make_room(layout: &Layout, run_as: &RunAs, size: Option<u64>) -> Result<(), E
     match size.filter(|size| free() < *size) {
         Some(needed) => Err(Error::NoRoom { path: incoming.clone(), needed: needed >> 20, free: free() >> 20 }),
         None => Ok(()),
-    }
-}
-
-/// Two renames. A crash between them is mended when the instance is opened again.
-fn swap(layout: &Layout) -> Result<(), Error> {
-    let parent = layout.pgdata.parent().unwrap_or(Path::new("/")).to_path_buf();
-    if layout.pgdata.join("PG_VERSION").exists() {
-        remove(&layout.previous())?;
-        std::fs::rename(&layout.pgdata, layout.previous()).map_err(io("cannot move aside", &layout.pgdata))?;
-    } else if layout.pgdata.exists() {
-        std::fs::remove_dir(&layout.pgdata).map_err(io("cannot replace", &layout.pgdata))?;
-    }
-    std::fs::rename(layout.incoming(), &layout.pgdata).map_err(io("cannot put in place", layout.incoming()))?;
-    sync_dir(&parent)?;
-    // The directory that was poisoned is the one kept aside now, where nothing starts it.
-    match std::fs::remove_file(layout.poison()) {
-        Ok(()) => sync_dir(&parent),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(io("cannot remove", layout.poison())(e)),
-    }
-}
-
-fn remove(path: &Path) -> Result<(), Error> {
-    match std::fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(io("cannot remove", path)(e)),
     }
 }
 
@@ -214,20 +199,5 @@ mod tests {
         std::fs::create_dir_all(layout.previous()).unwrap();
         let refused = make_room(&layout, &run_as, Some(u64::MAX >> 10)).unwrap_err();
         assert!(matches!(refused, Error::NoRoom { .. }) && !layout.previous().exists(), "{refused}");
-    }
-
-    #[test]
-    fn the_replaced_directory_is_kept_and_a_poison_mark_is_lifted() {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::new(dir.path(), None);
-        for (path, text) in [(layout.pgdata.clone(), "old"), (layout.incoming(), "new"), (layout.previous(), "older")] {
-            std::fs::create_dir_all(&path).unwrap();
-            std::fs::write(path.join("PG_VERSION"), text).unwrap();
-        }
-        std::fs::write(layout.poison(), "rewind").unwrap();
-        swap(&layout).unwrap();
-        assert_eq!(std::fs::read_to_string(layout.pgdata.join("PG_VERSION")).unwrap(), "new");
-        assert_eq!(std::fs::read_to_string(layout.previous().join("PG_VERSION")).unwrap(), "old");
-        assert!(!layout.poison().exists() && !layout.incoming().exists());
     }
 }

@@ -17,6 +17,7 @@ use super::procfs::{self, PidFile};
 use super::recovery::Recovery;
 use super::secrets;
 use super::session::{Session, Target};
+use super::swap;
 use super::tool::{blocking, within};
 use super::user::{self, RunAs};
 use crate::cluster::Secrets;
@@ -87,7 +88,7 @@ pub struct Instance {
     /// Held while our files are rendered and written, so that the newest intent always wins.
     pub(super) files: Arc<Mutex<()>>,
     bin_dir: Option<PathBuf>,
-    busy: AtomicBool,
+    busy: Arc<AtomicBool>,
     /// The postmaster that is known to have its signal handlers.
     begun: AtomicI32,
     /// The timeline whose primary has files for all numbers below.
@@ -126,12 +127,15 @@ pub(super) struct Probe {
 }
 
 /// Ends the activity when the action ends, also when it is dropped.
-pub(super) struct Working<'a>(&'a Instance);
+pub(super) struct Working {
+    activity: watch::Sender<Activity>,
+    busy: Arc<AtomicBool>,
+}
 
-impl Drop for Working<'_> {
+impl Drop for Working {
     fn drop(&mut self) {
-        self.0.activity.send_replace(Activity::Idle);
-        self.0.busy.store(false, Ordering::Release);
+        self.activity.send_replace(Activity::Idle);
+        self.busy.store(false, Ordering::Release);
     }
 }
 
@@ -161,7 +165,8 @@ impl Instance {
             run_as.own(&dir)?;
         }
         set_mode(&layout.home(), 0o700)?;
-        put_back_previous(&layout)?;
+        procfs::end_tools(&layout)?;
+        swap::mend(&layout)?;
         let major = data_major(&layout)?;
         check_owner(&layout, &run_as)?;
         let install = Install::find(config.bin_dir.as_deref(), major, &layout.pgdata)?;
@@ -186,7 +191,7 @@ impl Instance {
             model: Arc::new(Mutex::new(model)),
             files: Arc::default(),
             bin_dir: config.bin_dir,
-            busy: AtomicBool::new(false),
+            busy: Arc::default(),
             begun: AtomicI32::new(0),
             told: AtomicU32::new(0),
             control: Mutex::new(None),
@@ -293,12 +298,12 @@ impl Instance {
     }
 
     /// Claims the right to act, and publishes as what.
-    pub(super) fn begin(&self, activity: Activity) -> Result<Working<'_>, Error> {
+    pub(super) fn begin(&self, activity: Activity) -> Result<Working, Error> {
         if self.busy.swap(true, Ordering::Acquire) {
             return Err(Error::Busy(*self.activity.borrow()));
         }
         self.activity.send_replace(activity);
-        Ok(Working(self))
+        Ok(Working { activity: self.activity.clone(), busy: Arc::clone(&self.busy) })
     }
 
     pub(super) fn target(&self) -> Target {
@@ -393,10 +398,11 @@ impl Instance {
 
     /// Are all processes of this data directory gone? Reads /proc.
     pub(super) async fn leftovers(&self) -> Vec<i32> {
-        let pgdata = self.layout.pgdata.clone();
+        let layout = self.layout.clone();
         blocking(move || {
-            let pids = procfs::processes_in(&pgdata);
-            let attached = procfs::PidFile::read(&pgdata).and_then(|f| f.shared_memory).map_or(0, procfs::SharedMemory::attached);
+            let mut pids = procfs::processes_in(&layout.pgdata);
+            pids.extend(procfs::tools_of(&layout));
+            let attached = procfs::PidFile::read(&layout.pgdata).and_then(|f| f.shared_memory).map_or(0, procfs::SharedMemory::attached);
             // The kernel's count covers processes whose directory may not be looked up.
             if pids.is_empty() && attached > 0 { vec![0] } else { pids }
         })
@@ -489,14 +495,6 @@ fn load_intent(layout: &Layout) -> Result<Intent, Error> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Intent { sync: SyncNames::Closed, ..Intent::default() }),
         Err(e) => Err(io("cannot read", path)(e)),
     }
-}
-
-/// A copy broke off between its two renames: the old directory takes its name again.
-fn put_back_previous(layout: &Layout) -> Result<(), Error> {
-    if !layout.pgdata.exists() && layout.previous().exists() {
-        std::fs::rename(layout.previous(), &layout.pgdata).map_err(io("cannot put back", layout.previous()))?;
-    }
-    Ok(())
 }
 
 /// Major version that wrote the data directory; `None` where there is none yet. Refuses a directory of something else.

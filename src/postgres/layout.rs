@@ -4,6 +4,8 @@
 //!   <node_dir>/pgdata              the data directory (may be configured elsewhere)
 //!   <node_dir>/pgdata.incoming     a base backup that is being taken
 //!   <node_dir>/pgdata.previous     the directory that the last copy replaced, kept aside (INV-10)
+//!   <node_dir>/pgdata.discarded    the one before that, about to be deleted
+//!   <node_dir>/pgdata.SWAPPING     a copy is taking the place of the data directory
 //!   <node_dir>/pgdata.INCOMPLETE   a rewind broke off: never start this directory
 //!   <node_dir>/postgres/           our configuration and state; owned by the user that Postgres runs as
 //!   <node_dir>/run/                unix socket
@@ -76,6 +78,14 @@ impl Layout {
 
     pub fn previous(&self) -> PathBuf {
         self.beside("previous")
+    }
+
+    pub fn discarded(&self) -> PathBuf {
+        self.beside("discarded")
+    }
+
+    pub fn swapping(&self) -> PathBuf {
+        self.beside("SWAPPING")
     }
 
     pub fn poison(&self) -> PathBuf {

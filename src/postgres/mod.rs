@@ -33,6 +33,7 @@ mod rule;
 mod secrets;
 mod session;
 mod slots;
+mod swap;
 mod tool;
 mod user;
 

@@ -3,8 +3,12 @@
 //! A killed postmaster leaves its backends behind: they hold the shared memory, and may still write. Until all of them are gone the
 //! directory counts as busy, neither stopped nor fit to be started.
 
+use super::error::Error;
+use super::layout::Layout;
+use super::lifecycle::POLL;
 use rustix::process::Pid;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -69,10 +73,42 @@ pub(super) fn works_in(pid: i32, pgdata: &Path) -> bool {
 }
 
 fn is_postgres(pid: i32) -> bool {
+    is_program(pid, "postgres")
+}
+
+fn is_program(pid: i32, name: &str) -> bool {
     match fs::read_link(format!("/proc/{pid}/exe")) {
-        Ok(exe) => exe.file_name().is_some_and(|n| n.to_string_lossy().starts_with("postgres")),
-        Err(_) => fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "postgres"),
+        Ok(exe) => exe.file_name().is_some_and(|n| n.to_string_lossy().starts_with(name)),
+        Err(_) => fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == name),
     }
+}
+
+/// Programs that write into a data directory and are no servers. They outlive a node that is killed.
+const TOOLS: [&str; 3] = ["initdb", "pg_basebackup", "pg_rewind"];
+/// Looks, [`POLL`] apart, before a killed one counts as stuck: it goes as soon as the disk lets it.
+const TOOLS_LOOKS: u32 = 2000;
+
+/// Those that work on the data directory, or on the copy that is to replace it. Zombies have no command line any more.
+pub(super) fn tools_of(layout: &Layout) -> Vec<i32> {
+    let ours = [layout.pgdata.clone(), layout.incoming()];
+    let works_on_ours = |pid: &i32| {
+        let raw = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        raw.split(|byte| *byte == 0).any(|word| ours.iter().any(|path| path.as_os_str().as_bytes() == word))
+    };
+    all().filter(|pid| TOOLS.iter().any(|name| is_program(*pid, name))).filter(works_on_ours).collect()
+}
+
+/// Ends what a killed predecessor of this process left at work: it would go on writing beside whatever is done next.
+pub(super) fn end_tools(layout: &Layout) -> Result<(), Error> {
+    for _look in 0..TOOLS_LOOKS {
+        let pids = tools_of(layout);
+        if pids.is_empty() {
+            return Ok(());
+        }
+        pids.iter().for_each(|pid| signal(*pid, rustix::process::Signal::KILL));
+        std::thread::sleep(POLL);
+    }
+    Err(Error::Orphans { pids: tools_of(layout), path: layout.pgdata.clone() })
 }
 
 /// The command line of `pid`, its words joined by blanks.
@@ -91,9 +127,12 @@ pub(super) fn ticks(pid: i32) -> Option<u64> {
 
 /// Every postgres process that works in `pgdata`, postmaster and backends alike. Zombies hold nothing and do not count.
 pub(super) fn processes_in(pgdata: &Path) -> Vec<i32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|e| e.file_name().to_str().and_then(|n| n.parse::<i32>().ok()));
-    pids.filter(|pid| works_in(*pid, pgdata)).collect()
+    all().filter(|pid| works_in(*pid, pgdata)).collect()
+}
+
+fn all() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()))
 }
 
 /// Sends `signal`; a process that is gone already is no error.
@@ -137,5 +176,20 @@ mod tests {
     fn this_process_is_no_postgres() {
         let me = i32::try_from(std::process::id()).unwrap();
         assert!(!works_in(me, &std::env::current_dir().unwrap()));
+    }
+
+    #[test]
+    fn a_tool_that_outlived_its_node_is_ended_and_another_directorys_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (Layout::new(&dir.path().join("a"), None), Layout::new(&dir.path().join("b"), None));
+        let program = dir.path().join("pg_rewind");
+        fs::copy("/bin/sh", &program).unwrap();
+        let mut tool = std::process::Command::new(&program);
+        tool.args(["-c", "read forever", "-D"]).arg(&theirs.pgdata).stdin(std::process::Stdio::piped());
+        let mut child = tool.spawn().unwrap();
+        end_tools(&ours).unwrap();
+        assert_eq!(tools_of(&theirs), [i32::try_from(child.id()).unwrap()]);
+        end_tools(&theirs).unwrap();
+        assert!(!child.wait().unwrap().success());
     }
 }
