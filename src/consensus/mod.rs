@@ -17,6 +17,7 @@ mod config;
 mod formation;
 mod handle;
 mod links;
+mod listener;
 mod membership;
 mod network;
 mod node;

@@ -11,6 +11,7 @@ use super::config::{Config, Peer};
 use super::formation;
 use super::handle::{Handle, Health, Leadership, Progress, RaftRole};
 use super::links::{Failure, KEEPALIVE, Links};
+use super::listener;
 use super::network::Network;
 use super::observe;
 use super::raft::{FORMAT, Raft};
@@ -32,7 +33,6 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -41,6 +41,8 @@ use tonic::transport::Server;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for a successor to lead.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(700);
+/// A connection that has not proven by then who it is gives its place back.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams that one peer may have open at a time; a peer needs fewer than ten.
 const STREAMS_PER_CONNECTION: u32 = 256;
 
@@ -194,15 +196,14 @@ pub async fn start(
     let shared = Arc::new(open(config, &listener).await?);
     let handle = Handle::new(shared.clone());
     let mut server = Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(Some(STREAMS_PER_CONNECTION));
     if let Some(tls) = &shared.config.tls {
-        server = server.tls_config(tls.server())?;
+        server = server.tls_config(tls.server().timeout(HANDSHAKE_TIMEOUT))?;
     }
     let router = server.add_routes(routes(&handle).await).add_service(PeerService::server(shared.clone()));
-    let incoming = TcpListenerStream::new(listener);
+    let incoming = listener::connections(listener, shared.config.clock);
     let stop = shared.cancel.clone().cancelled_owned();
 
     let mut tasks = JoinSet::new();
