@@ -11,6 +11,7 @@
 //!
 //! Entry point: [`start`]; then everything goes through [`Handle`].
 
+mod addresses;
 mod admission;
 mod codec;
 mod config;
