@@ -243,7 +243,7 @@ async fn try_accept(shared: &Shared, asked: v1::FormRequest) -> Result<(), Strin
 /// Who I am, and what I know.
 pub fn hello(shared: &Shared, asked: &v1::HelloRequest) -> v1::HelloReply {
     let identity = shared.identity.get();
-    let state = shared.state.borrow();
+    let state = shared.state.borrow().clone();
     // A state that has not been replayed yet knows nobody; that must not look like a removal.
     let knows_you = state.cluster.is_none() || state.members.contains_key(&NodeId(asked.node_id));
     v1::HelloReply {
@@ -255,10 +255,26 @@ pub fn hello(shared: &Shared, asked: &v1::HelloRequest) -> v1::HelloReply {
         knows_you,
         format: u32::from(FORMAT),
         member: serde_json::to_vec(&shared.config.member).unwrap_or_default().into(),
+        members: state.members.keys().filter_map(|node| whereabouts(shared, *node)).collect(),
     }
 }
 
-/// Notice that the cluster has gone on without this node: it was removed, or its name was given to a successor.
+fn whereabouts(shared: &Shared, node: NodeId) -> Option<v1::Whereabouts> {
+    Some(v1::Whereabouts { node_id: node.0, address: shared.address_of(node)?.address })
+}
+
+/// What others know of members that this node does not reach: of two that move at once neither may know where the other is.
+fn learn(shared: &Shared, hello: &v1::HelloReply) {
+    for known in &hello.members {
+        let node = NodeId(known.node_id);
+        if shared.reach.borrow().get(&node).is_some_and(|reach| reach.state.is_err()) {
+            shared.addresses.tell(node, &known.address);
+        }
+    }
+}
+
+/// Notice that the cluster has gone on without this node: it was removed, or its name was given to a successor. On the way, learn
+/// where the others are.
 async fn watch_membership(shared: &Shared) {
     let others = shared.config.others();
     let mut denied = 0;
@@ -267,7 +283,9 @@ async fn watch_membership(shared: &Shared) {
         let Some(me) = shared.identity.get() else { continue };
         let answers = ask_all(shared, &others).await;
         let ours = |hello: &&v1::HelloReply| hello.initialised && hello.cluster_id == me.cluster.to_string();
-        let known: Vec<bool> = answers.iter().filter_map(|(_, a)| a.as_ref().ok()).filter(ours).map(|h| h.knows_you).collect();
+        let answers: Vec<&v1::HelloReply> = answers.iter().filter_map(|(_, a)| a.as_ref().ok()).filter(ours).collect();
+        answers.iter().for_each(|hello| learn(shared, hello));
+        let known: Vec<bool> = answers.iter().map(|h| h.knows_you).collect();
         denied = if known.is_empty() || known.contains(&true) { 0 } else { denied + 1 };
         if denied == REMOVED_AFTER {
             let what = format!("the cluster no longer knows {} as {}", shared.config.member.name, me.node);

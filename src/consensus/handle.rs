@@ -123,8 +123,8 @@ pub struct Handle {
 
 enum Attempt {
     Done(Outcome),
-    /// Surely not appended; try the next leader.
-    Again(String),
+    /// Surely not appended, and why; try whoever was named as leader, or the next one that is known.
+    Again(String, Option<NodeId>),
 }
 
 impl Handle {
@@ -190,18 +190,19 @@ impl Handle {
             return Err(ProposeError::TooLarge { bytes: data.json.len(), max: ENTRY_BYTES_MAX });
         }
         let deadline = self.shared.config.clock.now().after(within);
-        let mut leader = None;
+        let mut hint = None;
         loop {
             let left = self.left(deadline);
-            let why = match self.attempt(&data, leader, left).await? {
+            let (why, named) = match self.attempt(&data, hint, left).await? {
                 Attempt::Done(outcome) => return Ok(outcome),
-                Attempt::Again(why) => why,
+                Attempt::Again(why, named) => (why, named),
             };
             if self.left(deadline) <= RETRY {
                 return Err(ProposeError::NoLeader(why));
             }
             tokio::time::sleep(RETRY).await;
-            leader = self.shared.leadership.borrow().leader;
+            // Followed once: two that name each other must not keep us from whom we know better ourselves.
+            hint = if hint.is_none() { named } else { None };
         }
     }
 
@@ -212,11 +213,11 @@ impl Handle {
     /// One try at the leader we know of.
     async fn attempt(&self, data: &EntryData, hint: Option<NodeId>, left: Duration) -> Result<Attempt, ProposeError> {
         let (Some(me), Some(_)) = (self.node_id(), self.shared.raft()) else {
-            return Ok(Attempt::Again("this node has not yet joined a cluster".to_owned()));
+            return Ok(Attempt::Again("this node has not yet joined a cluster".to_owned(), None));
         };
         let leader = hint.or(self.shared.leadership.borrow().leader);
         match leader {
-            None => Ok(Attempt::Again("none is known; most members may be unreachable".to_owned())),
+            None => Ok(Attempt::Again("none is known; most members may be unreachable".to_owned(), None)),
             Some(leader) if leader == me => propose_here(&self.shared, data, left).await,
             Some(leader) => self.propose_there(leader, data, left).await,
         }
@@ -224,7 +225,7 @@ impl Handle {
 
     async fn propose_there(&self, leader: NodeId, data: &EntryData, left: Duration) -> Result<Attempt, ProposeError> {
         let Some(mut client) = self.general(leader) else {
-            return Ok(Attempt::Again(format!("the address of leader {leader} is not known")));
+            return Ok(Attempt::Again(format!("the address of leader {leader} is not known"), None));
         };
         let message = v1::ProposeRequest {
             header: Some(self.shared.identity.header(leader.0)),
@@ -233,7 +234,7 @@ impl Handle {
         };
         let reply = match timeout(left, client.propose(timed(message, left))).await {
             Ok(Ok(reply)) => reply.into_inner(),
-            Ok(Err(status)) if never_sent(&status) => return Ok(Attempt::Again(format!("leader {leader}: {}", status.message()))),
+            Ok(Err(status)) if never_sent(&status) => return Ok(Attempt::Again(format!("leader {leader}: {}", status.message()), None)),
             Ok(Err(status)) => return Err(ProposeError::Unknown(format!("leader {leader}: {}", status.message()))),
             Err(_) => return Err(ProposeError::Unknown(format!("leader {leader} did not answer in time"))),
         };
@@ -242,7 +243,8 @@ impl Handle {
                 let outcome = serde_json::from_slice(&reply.outcome).map_err(|e| ProposeError::Unknown(e.to_string()))?;
                 Ok(Attempt::Done(outcome))
             }
-            Reply::NotLeader => Ok(Attempt::Again(reply.reason)),
+            // Zero: it knows of none either.
+            Reply::NotLeader => Ok(Attempt::Again(reply.reason, Some(NodeId(reply.leader)).filter(|n| n.0 != 0))),
             Reply::Unknown | Reply::Unspecified => Err(ProposeError::Unknown(reply.reason)),
         }
     }
@@ -333,7 +335,7 @@ impl Handle {
 /// Append on this node, which believes that it leads.
 async fn propose_here(shared: &Shared, data: &EntryData, left: Duration) -> Result<Attempt, ProposeError> {
     let Some(raft) = shared.raft() else {
-        return Ok(Attempt::Again("this node has not yet joined a cluster".to_owned()));
+        return Ok(Attempt::Again("this node has not yet joined a cluster".to_owned(), None));
     };
     // A member of a newer release may have sent it. What this one cannot read, it could not apply either, nor start again with.
     if let Err(unread) = data.decode() {
@@ -344,7 +346,7 @@ async fn propose_here(shared: &Shared, data: &EntryData, left: Duration) -> Resu
             Applied(Some(outcome)) => Ok(Attempt::Done(outcome)),
             Applied(None) => Err(ProposeError::Unknown("the entry had no outcome".to_owned())),
         },
-        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => Ok(Attempt::Again(to.to_string())),
+        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => Ok(Attempt::Again(to.to_string(), to.leader_id.map(NodeId))),
         Ok(Err(RaftError::APIError(e))) => Err(ProposeError::Unknown(e.to_string())),
         Ok(Err(RaftError::Fatal(e))) => Err(ProposeError::Unknown(e.to_string())),
         // On a lost quorum openraft keeps the write pending: it may yet be committed.
@@ -361,7 +363,7 @@ pub(super) async fn propose_for_peer(shared: &Shared, data: &EntryData, left: Du
             Ok(json) => v1::ProposeReply { result: Reply::Applied.into(), outcome: json.into(), ..Default::default() },
             Err(e) => reply(Reply::Unknown, e.to_string()),
         },
-        Ok(Attempt::Again(why)) => reply(Reply::NotLeader, why),
+        Ok(Attempt::Again(why, _)) => reply(Reply::NotLeader, why),
         Err(ProposeError::Unknown(why)) => reply(Reply::Unknown, why),
         Err(e) => reply(Reply::NotLeader, e.to_string()),
     }

@@ -1,5 +1,5 @@
 //! Connections to other members. Each has two: one for votes, heartbeats and appends, which must never queue behind anything, and
-//! one for the rest. Channels connect by themselves and reconnect; addresses come from whoever asks (membership, configuration).
+//! one for the rest. Channels connect by themselves and reconnect; addresses come from whoever asks (see `addresses`).
 
 use super::config::Peer;
 use super::tls::Tls;

@@ -109,9 +109,9 @@ fn node_of(member: &crate::cluster::Member) -> PeerNode {
     PeerNode { name: member.name.to_string(), address: member.addresses.grpc.clone() }
 }
 
-impl From<Peer> for PeerNode {
-    fn from(peer: Peer) -> Self {
-        PeerNode { name: peer.name, address: peer.address }
+impl From<PeerNode> for Peer {
+    fn from(node: PeerNode) -> Self {
+        Peer { name: node.name, address: node.address }
     }
 }
 

@@ -11,12 +11,14 @@
 //!
 //! Entry point: [`start`]; then everything goes through [`Handle`].
 
+mod addresses;
 mod admission;
 mod codec;
 mod config;
 mod formation;
 mod handle;
 mod links;
+mod listener;
 mod membership;
 mod network;
 mod node;

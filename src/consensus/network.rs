@@ -1,13 +1,17 @@
 //! openraft's calls to other members.
 //!
 //! A pre-vote to a member that cannot be reached is an error, never a grant; every call carries the cluster's id and both node
-//! ids, so that a process which took over an address does not answer for the one that had it before.
+//! ids, so that a process which took over an address does not answer for the one that had it before. The address is looked up for
+//! each call: a member that moves is heard as soon as somebody knows where it is.
 
+use super::addresses::Addresses;
 use super::codec::{self, CodecError};
+use super::config::Peer;
 use super::links::{self, Failure, Links};
 use super::node::SharedIdentity;
 use super::raft::{Entry, PeerNode, Snapshot, TypeConfig, Vote};
 use crate::proto::v1;
+use crate::types::NodeId;
 use bytes::Bytes;
 use futures::stream;
 use openraft::OptionalSend;
@@ -29,6 +33,7 @@ const CHUNK: usize = 1 << 20;
 /// Makes a client for each member.
 pub struct Network {
     pub links: Links,
+    pub addresses: Addresses,
     pub identity: SharedIdentity,
 }
 
@@ -36,21 +41,27 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Client;
 
     async fn new_client(&mut self, target: u64, node: &PeerNode) -> Client {
-        Client { target, node: node.clone(), links: self.links.clone(), identity: self.identity.clone() }
+        let (links, addresses, identity) = (self.links.clone(), self.addresses.clone(), self.identity.clone());
+        Client { target, node: node.clone(), links, addresses, identity }
     }
 }
 
 /// One member, as openraft calls it.
 pub struct Client {
     target: u64,
+    /// As the membership had it when this was made.
     node: PeerNode,
     links: Links,
+    addresses: Addresses,
     identity: SharedIdentity,
 }
 
 impl Client {
     fn link(&self) -> Result<links::Link, RpcError> {
-        self.links.get(&self.node.name, &self.node.address).map_err(unreachable)
+        let node = NodeId(self.target);
+        let listed = self.addresses.listed(node).unwrap_or_else(|| Peer::from(self.node.clone()));
+        let peer = self.addresses.dial(node, listed);
+        self.links.get(&peer.name, &peer.address).map_err(unreachable)
     }
 
     fn header(&self) -> Option<v1::PeerHeader> {

@@ -7,10 +7,12 @@
 //! ```
 //! Everything shared lives in [`Shared`]; whoever needs an answer gets a [`Handle`]. Nothing here decides about Postgres.
 
+use super::addresses::Addresses;
 use super::config::{Config, Peer};
 use super::formation;
 use super::handle::{Handle, Health, Leadership, Progress, RaftRole};
 use super::links::{Failure, KEEPALIVE, Links};
+use super::listener;
 use super::network::Network;
 use super::observe;
 use super::raft::{FORMAT, Raft};
@@ -32,7 +34,6 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -41,6 +42,8 @@ use tonic::transport::Server;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for a successor to lead.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_millis(700);
+/// A connection that has not proven by then who it is gives its place back.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams that one peer may have open at a time; a peer needs fewer than ten.
 const STREAMS_PER_CONNECTION: u32 = 256;
 
@@ -113,6 +116,7 @@ pub(super) struct Shared {
     pub store: LogStore,
     pub identity: SharedIdentity,
     pub links: Links,
+    pub addresses: Addresses,
     pub raft: OnceLock<Raft>,
     /// Consumed by the start of openraft.
     machine: Mutex<Option<StateMachine>>,
@@ -145,7 +149,7 @@ impl Shared {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(machine) = machine else { return Ok(()) };
         let config = self.config.timing.raft_config(&self.config.cluster).map_err(io::Error::other)?;
-        let network = Network { links: self.links.clone(), identity: self.identity.clone() };
+        let network = Network { links: self.links.clone(), addresses: self.addresses.clone(), identity: self.identity.clone() };
         let raft = Raft::new(identity.node.0, config, network, self.store.clone(), machine).await.map_err(io::Error::other)?;
         tracing::info!(node = %identity.node, cluster = %identity.cluster, "consensus started");
         // Set only here, and only by whoever took the machine.
@@ -154,14 +158,14 @@ impl Shared {
         Ok(())
     }
 
-    /// How to reach a member: from the replicated state, or from the membership while the state is younger than that.
+    /// How to reach a member.
     pub fn address_of(&self, node: NodeId) -> Option<Peer> {
-        if let Some(member) = self.state.borrow().members.get(&node) {
-            return Some(Peer { name: member.name.to_string(), address: member.addresses.grpc.clone() });
-        }
-        let membership = watcher::membership(self.raft()?);
-        let known = membership.get_node(&node.0)?;
-        Some(Peer { name: known.name.clone(), address: known.address.clone() })
+        Some(self.addresses.dial(node, self.listed(node)?))
+    }
+
+    /// A member's place in the replicated state, or in the membership while the state is younger than that.
+    pub fn listed(&self, node: NodeId) -> Option<Peer> {
+        self.addresses.listed(node).or_else(|| Some(watcher::membership(self.raft()?).get_node(&node.0)?.clone().into()))
     }
 
     /// openraft, once this node has an identity.
@@ -194,15 +198,14 @@ pub async fn start(
     let shared = Arc::new(open(config, &listener).await?);
     let handle = Handle::new(shared.clone());
     let mut server = Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(Some(STREAMS_PER_CONNECTION));
     if let Some(tls) = &shared.config.tls {
-        server = server.tls_config(tls.server())?;
+        server = server.tls_config(tls.server().timeout(HANDSHAKE_TIMEOUT))?;
     }
     let router = server.add_routes(routes(&handle).await).add_service(PeerService::server(shared.clone()));
-    let incoming = TcpListenerStream::new(listener);
+    let incoming = listener::connections(listener, shared.config.clock);
     let stop = shared.cancel.clone().cancelled_owned();
 
     let mut tasks = JoinSet::new();
@@ -251,6 +254,7 @@ async fn open(config: Config, listener: &TcpListener) -> Result<Shared, StartErr
     }
     Ok(Shared {
         links: Links::new(config.tls.clone()),
+        addresses: Addresses::new(&config.peers, state.clone()),
         config,
         store,
         identity,

@@ -225,6 +225,7 @@ fn accept_observation(shared: &Shared, from: NodeId, message: &v1::ObserveMessag
     let observation: NodeObservation =
         serde_json::from_slice(&message.json).map_err(|e| Status::invalid_argument(format!("unreadable observation: {e}")))?;
     observe::record(shared, from, observation);
+    shared.addresses.tell(from, &message.address);
     Ok(())
 }
 

@@ -37,26 +37,30 @@ pub async fn run(shared: Arc<Shared>) -> String {
         let leads = seen.state == ServerState::Leader;
         if let Err(fatal) = publish(&shared, &seen) {
             let why = store.borrow_and_update().clone().unwrap_or(fatal);
-            tracing::error!(reason = %why, "consensus has stopped on this node");
-            shared.leadership.send_replace(Leadership::default());
-            shared.mine.send_replace(false);
-            shared.health.send_replace(Health::Fatal(why.clone()));
-            return why;
+            return stopped(&shared, why);
         }
         tokio::select! {
             changed = changes.changed() => if changed.is_err() {
-                shared.health.send_replace(Health::Fatal("consensus stopped".to_owned()));
-                return "consensus stopped".to_owned();
+                return stopped(&shared, "it has ended".to_owned());
             },
-            failed = store.changed() => if failed.is_ok() {
-                let why = store.borrow_and_update().clone().unwrap_or_default();
-                tracing::error!(reason = %why, "the consensus log cannot be written");
-                shared.health.send_replace(Health::Fatal(format!("the consensus log cannot be written: {why}")));
+            // openraft hears of it with its next write, which may never come on a node that only listens.
+            _ = store.changed() => {
+                let why = store.borrow().clone().unwrap_or_else(|| "its writer has ended".to_owned());
+                return stopped(&shared, format!("the consensus log cannot be written: {why}"));
             },
             // Elsewhere nothing changes by age alone.
             () = tokio::time::sleep(LOOK_EVERY), if leads => {}
         }
     }
+}
+
+/// For good: whoever watches must not go on by what was true before.
+fn stopped(shared: &Shared, why: String) -> String {
+    tracing::error!(reason = %why, "consensus has stopped on this node");
+    shared.leadership.send_replace(Leadership::default());
+    shared.mine.send_replace(false);
+    shared.health.send_replace(Health::Fatal(why.clone()));
+    why
 }
 
 fn publish(shared: &Shared, metrics: &RaftMetrics<TypeConfig>) -> Result<(), String> {

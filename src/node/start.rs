@@ -100,8 +100,9 @@ pub async fn tell_addresses(me: NodeId, own: Member, consensus: Handle) {
                 }
                 tokio::time::sleep(RETRY).await;
             }
-            // Not yet in the copy of the state here, or all is as it should be.
-            Some(_) | None => tokio::time::sleep(TELL_EVERY).await,
+            Some(_) => tokio::time::sleep(TELL_EVERY).await,
+            // Not yet in the copy of the state here.
+            None => tokio::time::sleep(RETRY).await,
         }
     }
 }

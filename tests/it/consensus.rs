@@ -22,6 +22,8 @@ use trilithon::proto::v1::peer_client::PeerClient;
 use trilithon::telemetry::Clock;
 use trilithon::types::{Epoch, NodeId};
 
+mod addresses;
+
 const LONG: Duration = Duration::from_secs(20);
 
 fn listen(address: SocketAddr) -> TcpListener {

@@ -3,7 +3,7 @@
 
 use super::mark::{FoundMark, Mark, MarkFile};
 use super::recover::{self, KEY_FORMAT, Recovered};
-use super::writer::{Figures, QUEUE, Request, Writer};
+use super::writer::{self, Figures, QUEUE, Request, Writer};
 use super::{Change, Engine, SledEngine, StoreError, Tree, frame, sled_engine};
 use crate::consensus::codec;
 use crate::consensus::raft::{Entry, FORMAT, LogId, TypeConfig, Vote};
@@ -94,10 +94,10 @@ impl LogStore {
         let (failed_tx, failed) = watch::channel(None);
         let figures = Arc::new(Figures::default());
         figures.size.store(engine.size(), Ordering::Relaxed);
-        let writer = Writer { engine, mark, clock, figures: figures.clone(), failed: failed_tx };
+        let writer = Writer { engine, mark, clock, figures: figures.clone(), failed: failed_tx.clone() };
         std::thread::Builder::new()
             .name("raft-log".to_owned())
-            .spawn(move || writer.run(queue))
+            .spawn(move || writer::run(writer, queue, &failed_tx))
             .map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
         let content =
             Content { entries: found.entries, vote: found.vote, committed: found.committed, purged: found.purged, meta: found.meta };

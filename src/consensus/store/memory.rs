@@ -14,6 +14,7 @@ struct Disk {
     volatile: Pairs,
     unsynced: Vec<(Tree, Vec<Change>)>,
     fail_barrier: bool,
+    panic: bool,
 }
 
 /// Shares its disk with its clones, so that a test can crash it and open it again.
@@ -39,6 +40,11 @@ impl MemoryEngine {
     pub fn fail_barriers(&self) {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner).fail_barrier = true;
     }
+
+    /// From now on the engine panics, as one with a mistake would.
+    pub fn panic(&self) {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).panic = true;
+    }
 }
 
 impl Engine for MemoryEngine {
@@ -61,6 +67,7 @@ impl Engine for MemoryEngine {
 
     fn barrier(&mut self) -> io::Result<()> {
         let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(!disk.panic, "the engine was told to panic");
         if disk.fail_barrier {
             return Err(io::Error::other("input/output error"));
         }

@@ -141,6 +141,22 @@ async fn nothing_is_answered_after_a_failed_barrier() {
 }
 
 #[tokio::test]
+async fn a_writer_that_panics_is_told_as_a_failure() {
+    let engine = MemoryEngine::default();
+    let mut store = LogStore::over(engine.clone(), Clock::default()).unwrap();
+    store.blocking_append([entry(1, 0, "a")]).await.unwrap();
+    engine.panic();
+    assert!(store.save_vote(&vote(2)).await.is_err());
+    let why = store.failed().wait_for(Option::is_some).await.unwrap().clone();
+    assert!(why.unwrap().contains("panicked"));
+    assert!(store.save_vote(&vote(3)).await.is_err());
+    // An orderly end is none.
+    let store = LogStore::over(MemoryEngine::default(), Clock::default()).unwrap();
+    store.close().await;
+    assert!(store.failed().wait_for(Option::is_some).await.is_err());
+}
+
+#[tokio::test]
 async fn what_was_answered_survives_any_prefix_of_what_was_not() {
     for kept in 0..4 {
         let engine = MemoryEngine::default();

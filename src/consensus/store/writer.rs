@@ -1,7 +1,8 @@
 //! The one thread that writes: group commit.
 //!
 //! Invariant: a request is answered only after the barrier of the group it was in, and the mark is noted between the two. After
-//! the first failure nothing is written again and everything is refused.
+//! the first failure nothing is written again and everything is refused. A panic is such a failure: it ends the thread, and whoever
+//! watches `failed` is told.
 
 use super::frame;
 use super::mark::{Mark, MarkFile};
@@ -16,6 +17,7 @@ use prost::Message;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -84,9 +86,19 @@ enum Answer {
     Caller(Done),
 }
 
+/// The whole life of the thread. Its own end is told too where it is no orderly one: openraft does not hear of the callbacks that a
+/// panic takes along, and would take a log that is never written for a slow one.
+pub fn run(writer: Writer<impl Engine>, requests: mpsc::Receiver<Request>, failed: &watch::Sender<Option<String>>) {
+    // Nothing of the writer is used after a panic.
+    if catch_unwind(AssertUnwindSafe(|| writer.run(requests))).is_err() {
+        let why = "the thread that writes it panicked; standard error says where";
+        failed.send_if_modified(|known| known.is_none() && known.replace(why.to_owned()).is_none());
+    }
+}
+
 impl<E: Engine> Writer<E> {
     /// Until it is closed or the last sender is gone.
-    pub fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+    fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let mut group = Vec::with_capacity(GROUP_MAX);
         let mut closing = None;
         while closing.is_none()
