@@ -73,6 +73,17 @@ fn who_may_not_be_elected_does_not_initialise_the_database() {
         .values_mut()
         .for_each(|seen| seen.observation.postgres = PostgresFacts { state: PostgresState::Absent, ..PostgresFacts::default() });
     assert_eq!(decide(&s, &view).command, Some(Command::ClaimBootstrap { node: TWO }));
+    s.members.values_mut().for_each(|member| member.tags.nofailover = true);
+    let decision = decide(&s, &view);
+    assert_eq!((decision.command, &decision.reason), (None, &Reason::NobodyMayInitialise { members: [ONE, TWO, THREE].into() }));
+    let told = decision.reason.to_string();
+    assert!(told.contains("n1, n2, n3") && told.contains("nofailover=false"), "{told}");
+}
+
+#[test]
+fn a_reason_names_somebody_or_says_what_is_waited_for() {
+    let told = decide(&ClusterState::default(), &View::default()).reason.to_string();
+    assert!(told.contains("form the cluster"), "{told}");
 }
 
 fn order(s: &mut ClusterState, number: u128, command: Command) -> Result<(), String> {
