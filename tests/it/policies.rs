@@ -5,7 +5,7 @@ use trilithon::cluster::{
     ChangeKind, ClusterState, Command, ElectionCause, HistoryEntry, Lease, Phase, Proposal, SyncRule, TimelineClaim, TimelineClaims, apply,
 };
 use trilithon::ha::{Action, LocalState, PostgresFacts, PostgresState, Reason, Role, StepReason, Upstream, View, converge, decide};
-use trilithon::types::{Epoch, Lsn, NodeId, RequestId, Timeline, WalPosition};
+use trilithon::types::{Epoch, Lsn, Millis, NodeId, RequestId, Timeline, WalPosition};
 
 const THREE: NodeId = NodeId(3);
 
@@ -162,4 +162,30 @@ fn what_was_accepted_as_lost_is_kept_aside_also_after_the_next_election() {
     let step = converge(&s, &local);
     assert_eq!(step.action, Some(Action::Stop));
     assert!(matches!(step.reason, StepReason::CloneNeeded(_)), "{step:?}");
+}
+
+#[test]
+fn a_loss_that_was_accepted_in_a_drain_is_not_taken_where_the_drain_ends_in_order() {
+    let mut s = cluster(Phase::Draining { from: ONE, to: TWO });
+    s.lease = Lease { holder: Some(ONE), epoch: s.epoch, seq: 1 };
+    order(&mut s, 1, Command::RequestFailover { to: THREE, accept_loss: true }).unwrap();
+    let mut view = all_sealed();
+    view.lease_seen = view.now;
+    let begun = |s: &ClusterState, view: &View| match decide(s, view).command {
+        Some(Command::BeginElection { preferred, accept_loss, .. }) => Some((preferred, accept_loss)),
+        _ => None,
+    };
+    assert_eq!(begun(&s, &view), None, "it drains");
+    let mut drained = s.clone();
+    drained.lease.holder = None;
+    assert_eq!(begun(&drained, &view), Some((Some(THREE), false)));
+    // The drain failed: the primary is lost with its lease.
+    let mut lost = view.clone();
+    lost.lease_seen = Millis(0);
+    lost.now = lost.now.after(s.lease_wait());
+    lost.observations.values_mut().for_each(|seen| seen.at = lost.now);
+    assert_eq!(begun(&s, &lost), Some((Some(THREE), true)), "as it was ordered");
+    // It ended in order, and so few are left that nobody could be elected without a loss.
+    view.observations.retain(|node, _| *node == THREE);
+    assert_eq!(begun(&drained, &view), Some((Some(THREE), true)), "as it was ordered");
 }
