@@ -18,6 +18,15 @@ async fn backend(client: &tokio_postgres::Client) -> i32 {
     row.expect("one row").parse().expect("a number")
 }
 
+/// Whoever finds its only server taken is told so soon.
+async fn of_one_server(pair: &Pair) -> Front {
+    Front::start(pair, |config| {
+        config.pool_size = 1;
+        config.hold_timeout = Duration::from_millis(300);
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_clients_share_few_servers() {
     let pair = Pair::start();
@@ -298,11 +307,7 @@ async fn a_statement_named_in_a_block_that_only_reads_does_not_keep_a_writer_on_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_follows_discard_all_in_the_same_flight_keeps_its_server() {
     let pair = Pair::start();
-    let front = Front::start(&pair, |config| {
-        config.pool_size = 1;
-        config.hold_timeout = Duration::from_millis(300);
-    })
-    .await;
+    let front = of_one_server(&pair).await;
     let setups = [[parse("_p1", "select 1"), describe("_p1"), sync()].concat(), query("set statement_timeout = '7s'")];
     for setup in setups {
         let (mut pinned, mut other) = (Raw::login(front.primary()).await, Raw::login(front.primary()).await);
@@ -320,11 +325,7 @@ async fn what_follows_discard_all_in_the_same_flight_keeps_its_server() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unnamed_statement_is_never_another_clients() {
     let pair = Pair::start();
-    let front = Front::start(&pair, |config| {
-        config.pool_size = 1;
-        config.hold_timeout = Duration::from_millis(300);
-    })
-    .await;
+    let front = of_one_server(&pair).await;
     for port in [front.primary(), front.auto()] {
         let (mut mine, mut other) = (Raw::login(port).await, Raw::login(port).await);
         assert_eq!(mine.ask(&[parse("", "select 1, 2"), describe(""), sync()].concat()).await, "1tTZ");
