@@ -1,7 +1,7 @@
 //! Words of the command line. What they mean is in [`crate::run`].
 
 use crate::cluster::Profile;
-use crate::fault::Phase;
+use crate::fault::{FLAGS, Phase};
 use crate::pair::PairArgs;
 use crate::run::{Listed, Mode, SHORT, STANDARD, Settings, Which, compared, listed};
 use crate::world::Preset;
@@ -41,8 +41,7 @@ pub enum Verb {
         after_help = "Exit code: that of the worst outcome; a fault that is known not to be handled fails nothing.\n\nExample:\n  chaos try isolate-primary power-loss --design"
     )]
     Try {
-        /// Names of faults; and --seed=N, --dir=DIR, --design, --no-disks, --no-clocks, --connections=N.
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "FAULT")]
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "FAULT", help = format!("Names of faults; and {FLAGS}"))]
         words: Vec<String>,
     },
     /// The catalogue of faults.

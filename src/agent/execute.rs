@@ -3,7 +3,7 @@
 use super::{LeaseCell, ViewSource};
 use crate::cluster::{ClusterState, Command, Phase, Proposal, Rejection};
 use crate::consensus::{Handle, ProposeError};
-use crate::ha::Action;
+use crate::ha::{Action, View};
 use crate::postgres::{self, Descent, Instance};
 use crate::telemetry::Clock;
 use crate::types::{Epoch, NodeId, Revision};
@@ -26,6 +26,8 @@ const RULE_TIMEOUT: Duration = Duration::from_secs(5);
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often a drain looks whether the proxies are empty.
 const DRAIN_POLL: Duration = Duration::from_millis(5);
+/// A proxy that has said nothing for so long is not waited for: news come several times a second.
+const PROXY_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// What a step needs.
 pub struct Deps {
@@ -179,7 +181,8 @@ async fn drain(deps: &Deps, state: &ClusterState) -> Result<(), ExecuteError> {
     let begun = deps.clock.now();
     // The proxies cancel at the deadline; half a second later the shutdown ends whatever is left.
     let patience = state.settings.drain_timeout() + Duration::from_millis(500);
-    while deps.clock.now().since(begun) < patience && !proxies_empty(deps, state.revision) {
+    let empty = || proxies_empty(&deps.consensus.state().borrow(), &deps.view.view(deps.clock.now()), state.revision);
+    while deps.clock.now().since(begun) < patience && !empty() {
         tokio::time::sleep(DRAIN_POLL).await;
     }
     let still = matches!(deps.consensus.state().borrow().phase, Phase::Draining { from, .. } if from == deps.me);
@@ -190,11 +193,11 @@ async fn drain(deps: &Deps, state: &ClusterState) -> Result<(), ExecuteError> {
     Ok(deps.postgres.drain(Duration::ZERO, SHUTDOWN_TIMEOUT).await?)
 }
 
-/// Every member that we hear has seen the drain and has nothing open on the primary.
-fn proxies_empty(deps: &Deps, drain: Revision) -> bool {
-    let view = deps.view.view(deps.clock.now());
-    let fresh = view.observations.values().filter(|seen| view.now.since(seen.at) < Duration::from_secs(1));
-    fresh.map(|seen| &seen.observation).all(|o| o.revision >= drain && o.proxy_in_flight == 0)
+/// Every member that we hear has seen the drain and has nothing open on the primary. One that was removed and still runs never hears of it:
+/// what its proxy has open ends with the server, which is shut down before anybody is elected, as it would behind the drain's deadline.
+fn proxies_empty(s: &ClusterState, view: &View, drain: Revision) -> bool {
+    let heard = s.members.keys().filter_map(|node| view.fresh(*node, PROXY_MAX_AGE));
+    heard.into_iter().all(|o| o.revision >= drain && o.proxy_in_flight == 0)
 }
 
 /// What this node holds and what `primary` does, as far as they have said so.
@@ -213,4 +216,38 @@ fn upstream(state: &ClusterState, node: NodeId, epoch: Epoch) -> Result<postgres
     // An IPv6 address is written in brackets where a port follows.
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     Ok(postgres::Upstream { node, epoch, host, port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Member, MemberKind, Tags};
+    use crate::ha::{NodeObservation, Seen};
+    use crate::types::{Millis, NodeName};
+
+    #[test]
+    fn a_drain_waits_for_the_proxies_of_members_only() {
+        let member = |n| {
+            let name = NodeName(format!("dc{n}"));
+            let member =
+                Member { name, datacenter: String::new(), kind: MemberKind::Data, addresses: Default::default(), tags: Tags::default() };
+            (NodeId(n), member)
+        };
+        let mut s = ClusterState { members: (1..=3).map(member).collect(), ..ClusterState::default() };
+        let seen = |n, revision, proxy_in_flight| {
+            let observation =
+                NodeObservation { node: NodeId(n), revision: Revision(revision), proxy_in_flight, ..NodeObservation::default() };
+            (NodeId(n), Seen { at: Millis(5000), observation })
+        };
+        let view = |third| View { now: Millis(5500), observations: [seen(1, 7, 0), seen(2, 8, 0), third].into(), ..View::default() };
+        let drain = Revision(7);
+        assert!(proxies_empty(&s, &view(seen(3, 7, 0)), drain));
+        for third in [seen(3, 7, 1), seen(3, 6, 0)] {
+            assert!(!proxies_empty(&s, &view(third), drain), "a member's");
+        }
+        s.members.remove(&NodeId(3));
+        for third in [seen(3, 7, 1), seen(3, 6, 0)] {
+            assert!(proxies_empty(&s, &view(third), drain), "it was removed, and still runs");
+        }
+    }
 }

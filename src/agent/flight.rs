@@ -5,7 +5,7 @@ use super::execute::{self, Deps, Done};
 use super::turn::Loop;
 use crate::cluster::{ClusterState, Phase};
 use crate::ha::Action;
-use crate::types::NodeId;
+use crate::types::{Epoch, NodeId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,6 +20,8 @@ const REWIND_TRIES: u32 = 3;
 /// The step that is being carried out.
 pub(super) struct Flight {
     pub action: Action,
+    /// Of the state that it was decided on: what its outcome teaches is about that one's primary.
+    pub epoch: Epoch,
     /// A drain past its point of no return.
     pub committed: Arc<AtomicBool>,
 }
@@ -95,7 +97,7 @@ impl Loop {
         };
         tracing::debug!(?action, "step begins");
         self.tasks.spawn(execute::execute(deps, s.clone(), action.clone()));
-        self.flight = Some(Flight { action, committed });
+        self.flight = Some(Flight { action, epoch: s.epoch, committed });
         Ok(())
     }
 
@@ -104,7 +106,7 @@ impl Loop {
         match done {
             Ok(Ok(done)) => {
                 self.memory.backoff.clear();
-                self.remember(flight.action, done);
+                self.remember(flight.action, flight.epoch, done);
             }
             Ok(Err(error)) => {
                 let count = self.memory.backoff.failed(&flight.action, self.agent.clock.now());
@@ -114,12 +116,13 @@ impl Loop {
                 } else {
                     tracing::debug!(action = ?flight.action, %error, count, "step failed again");
                 }
-                if leads_to_promotion(s, self.agent.me, &flight.action) && (error.is_final() || count >= PROMOTION_TRIES) {
+                let elected = flight.epoch == s.epoch && leads_to_promotion(s, self.agent.me, &flight.action);
+                if elected && (error.is_final() || count >= PROMOTION_TRIES) {
                     tracing::error!(epoch = %s.epoch, %error, "promotion failed for good, giving the lease back");
                     self.memory.gave_up = Some(s.epoch);
                 }
                 if let execute::ExecuteError::CloneNeeded(why) = error {
-                    self.memory.need_clone(why, s.epoch);
+                    self.memory.need_clone(why, flight.epoch);
                 }
                 self.memory.following = self.agent.postgres.following();
             }
@@ -131,7 +134,7 @@ impl Loop {
         }
     }
 
-    fn remember(&mut self, action: Action, done: Done) {
+    fn remember(&mut self, action: Action, epoch: Epoch, done: Done) {
         match (action, done) {
             (Action::Follow { primary, epoch }, _) => self.memory.following = Some((primary, epoch)),
             (Action::Detach | Action::StartDetached | Action::Demote | Action::Promote { .. }, _) => self.memory.following = None,
@@ -141,7 +144,6 @@ impl Loop {
             }
             (Action::Rewind { .. }, _) => {
                 self.memory.following = None;
-                let epoch = self.agent.promise.epoch();
                 let (of, done) = self.memory.rewinds;
                 self.memory.rewinds = (epoch, if of == epoch { done + 1 } else { 1 });
                 // pg_rewind finds nothing to do where pg_control has not heard yet of the timeline that the WAL has gone to.

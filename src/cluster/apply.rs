@@ -386,7 +386,8 @@ fn settle_rule(s: &mut ClusterState, epoch: Epoch, rule: &SyncRule, outage_ms: O
     Ok(())
 }
 
-/// Old claims are kept while a disk may still carry them: a node away for longer than this many elections is copied anew.
+/// Claims are kept while a disk may still carry them. Those of a member that was away for more elections than this are forgotten; it still
+/// seals, as older than all that are kept, and it follows, is rewound or is copied like any other (see `TimelineClaims::writer`).
 const CLAIMS_MAX: usize = 1_000;
 
 fn settle_timeline(s: &mut ClusterState, epoch: Epoch) {

@@ -284,7 +284,15 @@ impl TimelineClaims {
     /// The epoch that writes `timeline`, by which positions are compared across timelines.
     #[must_use]
     pub fn writer(&self, timeline: Timeline) -> Option<Epoch> {
-        self.get(timeline).map(|c| c.epoch)
+        self.get(timeline).map(|c| c.epoch).or_else(|| self.forgotten_writer(timeline))
+    }
+
+    /// The latest epoch that a claim can have had which is older than all that are kept. Each claim took the next number in a later epoch, so
+    /// that this keeps their order, and a member that comes back after so long has a place in it (INV-7).
+    fn forgotten_writer(&self, timeline: Timeline) -> Option<Epoch> {
+        let oldest = self.0.first()?;
+        let before = oldest.timeline.0.checked_sub(timeline.0)?;
+        oldest.epoch.0.checked_sub(u64::from(before)).map(Epoch)
     }
 
     /// The newest timeline whose promotion was proved.

@@ -267,18 +267,23 @@ fn stand_by(s: &ClusterState, local: &LocalState, primary: NodeId, wipe: Wipe) -
         Lineage::Unknown => hold(StepReason::UnknownPosition),
         Lineage::Impostor => replace(local, primary, wipe, "its timeline has the primary's number and another history".to_owned()),
         // What the administrator accepted to lose is kept aside rather than rewound away.
-        Lineage::Diverged if loss_accepted_since(s, local) => {
-            replace(local, primary, wipe, "data loss was accepted; the old directory is kept aside".to_owned())
-        }
-        Lineage::Diverged => rewind(local, primary, upstream),
+        Lineage::Diverged => match loss_accepted_since(s, local) {
+            Some(why) => replace(local, primary, wipe, format!("{why}; the old directory is kept aside")),
+            None => rewind(local, primary, upstream),
+        },
     }
 }
 
-/// Was what this copy holds beyond the primary's accepted as lost, by any election since it was written?
-fn loss_accepted_since(s: &ClusterState, local: &LocalState) -> bool {
+/// Was what this copy holds beyond the primary's accepted as lost, by any election since it was written? Where the history does not reach
+/// back so far, nobody can tell, and it may have been.
+fn loss_accepted_since(s: &ClusterState, local: &LocalState) -> Option<&'static str> {
     let known = local.postgres.position.map(|p| p.writer);
     let wrote = known.or_else(|| s.timelines.writer(local.postgres.timeline?));
-    s.history.iter().any(|h| h.accept_loss && wrote.is_none_or(|wrote| wrote < h.epoch))
+    if s.history.iter().any(|h| h.accept_loss && wrote.is_none_or(|wrote| wrote < h.epoch)) {
+        return Some("data loss was accepted");
+    }
+    let oldest = s.history.first().filter(|_| s.history.len() >= ClusterState::HISTORY_MAX)?;
+    (wrote?.next() < oldest.epoch).then_some("it was away for longer than the history goes back")
 }
 
 /// The primary is not up yet: turn away from an older one and wait; a stopped copy may recover and serve stale reads meanwhile.

@@ -58,7 +58,7 @@ fn first_member(s: &ClusterState, v: &View) -> Decision {
     let first = heard().map(|(n, _)| n).filter(|n| eligible(s, *n)).max_by_key(|n| (priority(*n), std::cmp::Reverse(*n)));
     match first {
         Some(node) => act(Command::ClaimBootstrap { node }, Reason::Bootstrapping { node }),
-        None => hold(Reason::WaitingForMembers { missing: s.data_members().collect() }),
+        None => hold(Reason::NobodyMayInitialise { members: s.data_members().collect() }),
     }
 }
 
@@ -86,7 +86,7 @@ fn steady(s: &ClusterState, v: &View, primary: NodeId) -> Decision {
     }
     // A rule that is changed for one that is gone would only be one more to cover.
     if refuses(s, v, primary) {
-        return hold(Reason::PrimarySilent { primary });
+        return hold(Reason::PrimaryRefuses { primary });
     }
     if let Some(change) = s.change {
         return match change.kind {
@@ -100,6 +100,11 @@ fn steady(s: &ClusterState, v: &View, primary: NodeId) -> Decision {
         };
     }
     tend_rule(s, v, primary)
+}
+
+/// Why the primary is not heard of, within its lease.
+pub(super) fn unheard(s: &ClusterState, v: &View, primary: NodeId) -> Reason {
+    if refuses(s, v, primary) { Reason::PrimaryRefuses { primary } } else { Reason::PrimarySilent { primary } }
 }
 
 /// Is the primary lost, and how do we know?

@@ -20,6 +20,7 @@ pub enum Reason {
     Paused,
     // before there is a database
     WaitingForMembers { missing: BTreeSet<NodeId> },
+    NobodyMayInitialise { members: BTreeSet<NodeId> },
     DataWithoutCluster { node: NodeId },
     Bootstrapping { node: NodeId },
     Initialised { node: NodeId },
@@ -29,6 +30,7 @@ pub enum Reason {
     PrimaryDown { primary: NodeId },
     ProvenDead { primary: NodeId },
     PrimarySilent { primary: NodeId },
+    PrimaryRefuses { primary: NodeId },
     NotElectable { missing: BTreeSet<NodeId> },
     // elections
     WaitingForSeals { missing: BTreeSet<NodeId> },
@@ -81,7 +83,21 @@ impl fmt::Display for Reason {
         match self {
             Reason::AllWell => write!(f, "all well"),
             Reason::Paused => write!(f, "paused: automatic elections are off"),
+            Reason::WaitingForMembers { missing } if missing.is_empty() => {
+                write!(f, "waiting for the members to form the cluster before the database is initialised")
+            }
             Reason::WaitingForMembers { missing } => write!(f, "waiting for {} before the database is initialised", list(missing)),
+            Reason::NobodyMayInitialise { members } if members.is_empty() => {
+                write!(f, "no member may hold data: give one a Postgres before the database is initialised")
+            }
+            Reason::NobodyMayInitialise { members } => {
+                write!(
+                    f,
+                    "nobody may initialise the database: {} may not become primary, being tagged nofailover or fenced; \
+                     `trilithon member tag NAME nofailover=false` or `trilithon unfence NAME` lets one",
+                    list(members)
+                )
+            }
             Reason::DataWithoutCluster { node } => {
                 write!(
                     f,
@@ -95,6 +111,7 @@ impl fmt::Display for Reason {
             Reason::PrimaryDown { primary } => write!(f, "Postgres on {primary} is down"),
             Reason::ProvenDead { primary } => write!(f, "process and postmaster of {primary} refuse connections"),
             Reason::PrimarySilent { primary } => write!(f, "{primary} is silent; its lease still runs"),
+            Reason::PrimaryRefuses { primary } => write!(f, "{primary} refuses connections; its lease still runs"),
             Reason::NotElectable { missing } => write!(f, "no election is safe without one of {}", list(missing)),
             Reason::WaitingForSeals { missing } => write!(f, "waiting for seals of {}", list(missing)),
             Reason::WaitingForPreferred { node } => write!(f, "waiting for the seal of {node}"),

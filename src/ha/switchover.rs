@@ -1,6 +1,6 @@
 //! A planned change: prepare while the primary serves, drain it, then one ordinary election.
 
-use super::decide::{begin, loss, ordered_otherwise};
+use super::decide::{begin, loss, ordered_otherwise, unheard};
 use super::facts::{covers, eligible, max_age, missing, newest_writer, sealable};
 use super::reason::{CandidateLack, act, hold};
 use super::{Decision, Reason, Role, View};
@@ -38,11 +38,15 @@ pub(super) fn prepare(s: &ClusterState, v: &View, primary: NodeId, change: Plann
 /// The primary shuts down. Until that has begun the change can be called off, and the old primary resumes.
 pub(super) fn draining(s: &ClusterState, v: &View, from: NodeId, to: NodeId) -> Decision {
     if let Some((cause, reason)) = loss(s, v, from) {
-        if let Some(decision) = ordered_otherwise(s, None, false) {
-            return decision;
-        }
         let present = sealable(s, v);
-        if !covers(s, &present, newest_writer(v, &present)) {
+        let covered = covers(s, &present, newest_writer(v, &present));
+        if let Some(decision) = ordered_otherwise(s, None, false) {
+            // A loss was accepted for the case that the drain fails. It ended in order, and nothing need be lost.
+            let to = s.change.map(|change| change.to);
+            let spared = covered && cause == ElectionCause::PrimaryDown;
+            return if spared { act(begin(s, to, ElectionCause::Manual, false), decision.reason) } else { decision };
+        }
+        if !covered {
             return hold(Reason::NotElectable { missing: missing(s, &present) });
         }
         return match cause {
@@ -56,7 +60,7 @@ pub(super) fn draining(s: &ClusterState, v: &View, from: NodeId, to: NodeId) -> 
         };
     }
     let Some(o) = v.fresh(from, max_age(s)) else {
-        return hold(Reason::PrimarySilent { primary: from });
+        return hold(unheard(s, v, from));
     };
     let in_flight = s.members.keys().filter_map(|n| v.fresh(*n, max_age(s))).map(|o| o.proxy_in_flight).sum();
     if o.drain_committed {

@@ -56,7 +56,17 @@ impl Session {
         loop {
             let mut stop = self.pump_client()?;
             // What was judged before goes first: it may be the rest of a COPY that failed.
-            if stop == Stop::Gate && self.flush_server() && self.inbox.ready().is_empty() {
+            let begins = stop == Stop::Gate && self.flush_server() && self.inbox.ready().is_empty();
+            if begins && self.is_astray() {
+                stop = match self.may_stay()? {
+                    Some(true) => self.pump_client()?,
+                    Some(false) => {
+                        self.move_on().await;
+                        return Ok(());
+                    }
+                    None => Stop::Empty,
+                };
+            } else if begins {
                 stop = match self.pass_again().await {
                     Ok(Some(passage)) => {
                         self.slot.set_stage(Stage::Single);
@@ -114,7 +124,11 @@ impl Session {
     /// be on its way when everything was answered.
     fn is_quiet(&self) -> bool {
         let whole = !self.inbox.is_mid_message();
-        whole && self.held.as_ref().is_some_and(|held| held.inbox.is_empty() && !held.swallow && !held.refused && !held.ended)
+        whole
+            && self
+                .held
+                .as_ref()
+                .is_some_and(|held| held.inbox.is_empty() && !held.swallow && held.remade == 0 && !held.refused && !held.ended)
     }
 
     async fn wait(&mut self, interest: Interest) -> Result<Interest, End> {
@@ -221,7 +235,7 @@ impl Session {
         }
         if self.tracker.is_settled() {
             let begins = self.tracker.status() == TxStatus::Idle;
-            let passed = held.passage.is_some() || !held.link.to_primary;
+            let passed = held.passage.is_some() || (!held.link.to_primary && !self.is_astray());
             return (begins && !passed).then_some(Stop::Gate);
         }
         let free = held.link.role == Role::Primary
@@ -243,8 +257,12 @@ impl Session {
             b'P' => {
                 let class = self.class_of(frame, 1);
                 self.pinned |= class.pins;
-                let name = split_cstr(self.inbox.body(frame)).map_or(&b""[..], |(name, _)| name);
-                self.statements.parse_sent(name, class);
+                let body = self.inbox.body(frame);
+                let name = split_cstr(body).map_or(&b""[..], |(name, _)| name);
+                let stays = name.is_empty() || self.door != Door::Auto || self.held.as_ref().is_none_or(|held| held.link.to_primary);
+                let portable = Some(body).filter(|body| frame.is_complete() && self.statements.has_room_for(body.len()));
+                self.pinned |= !stays && portable.is_none();
+                self.statements.parse_sent(name, class, portable.filter(|_| !stays));
                 Effect::Nothing
             }
             b'B' => {
@@ -305,14 +323,14 @@ impl Session {
             if !frame.is_complete() && frame.total() <= held.inbox.capacity() {
                 return Ok(if held.ended { Flow::Lost } else { Flow::Go });
             }
-            let flow = if held.swallow || held.refused { self.throw_away(&frame)? } else { self.note_received(&frame)? };
+            let flow = if held.swallow || held.remade > 0 || held.refused { self.throw_away(&frame)? } else { self.note_received(&frame)? };
             if let Some(flow) = flow {
                 return Ok(flow);
             }
         }
     }
 
-    /// The answer to a BEGIN that the client has had, or the rest of one that a standby refused.
+    /// The answer to a statement made again, to a BEGIN that the client has had, or the rest of one that a standby refused.
     fn throw_away(&mut self, frame: &Frame) -> Result<Option<Flow>, End> {
         let held = self.held.as_mut().expect("relay runs only while a server is held");
         let fatal = frame.tag == b'E' && Fields::read(held.inbox.body(frame)).is_fatal();
@@ -320,6 +338,11 @@ impl Session {
         held.inbox.drop_frame(frame);
         if fatal {
             return Ok(Some(Flow::Lost));
+        }
+        if held.remade > 0 {
+            // One that failed is missed when the client uses it.
+            held.remade -= usize::from(frame.tag == b'Z');
+            return Ok(None);
         }
         if held.swallow && frame.tag == b'E' {
             // BEGIN in its plain forms cannot fail; if it did, the next statement ran outside the block.
@@ -363,6 +386,9 @@ impl Session {
                     held.parameters = None;
                 } else if tag == b"DEALLOCATE ALL" {
                     self.statements.deallocated();
+                } else if tag == b"DEALLOCATE" {
+                    // Which one it was is not followed up, so nothing can be taken along from a standby.
+                    self.pinned |= !held.link.to_primary;
                 }
                 held.replay = None;
             }
@@ -434,6 +460,9 @@ impl Session {
             held.inbox.discard_ready();
             held.inbox.drop_frame(frame);
             return Ok(None);
+        }
+        if held.strayed && fields.code == b"25006" {
+            return Err(super::session::tied_to_a_standby());
         }
         if bug::is(Bug::CommitErrorSwallowed) && !fields.is_fatal() && self.tracker.greatest_effect() >= Effect::Commit {
             return self.swallow_commit_error(frame);

@@ -24,7 +24,7 @@ use super::statements::Statements;
 use crate::bug::{self, Bug};
 use crate::wire::cancel::CancelKey;
 use crate::wire::frame::StreamBuffer;
-use crate::wire::message::{Severity, TxStatus, put_complete, put_error, put_query, put_ready};
+use crate::wire::message::{Severity, TxStatus, put, put_complete, put_error, put_query, put_ready};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -70,6 +70,12 @@ pub struct Held {
     pub out: Vec<u8>,
     /// The answer to a deferred BEGIN is still to come; the client has had it.
     pub swallow: bool,
+    /// Answers to statements that are made again here, which nobody asked for: their ReadyForQuery are still to come.
+    pub remade: usize,
+    /// Kept over the end of a transaction, because of what the session has there.
+    pub kept: bool,
+    /// A standby in a transaction that could have gone to the primary, had the session not been tied to it.
+    pub strayed: bool,
     /// A read of which the client has seen nothing yet: it can run again elsewhere.
     pub replay: Option<Replay>,
     /// Its answer is thrown away up to ReadyForQuery, then it runs on the primary.
@@ -120,6 +126,8 @@ pub struct Session {
 
 /// Longest wait for a departing client to read its last message, and for a server to be cleaned.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// The same for a server that its client only moves on from, which waits meanwhile.
+const MOVING: Duration = Duration::from_millis(250);
 
 impl Session {
     /// A client that has logged in.
@@ -316,11 +324,17 @@ impl Session {
             Block::None | Block::Lost | Block::Failed => (Vec::new(), false),
         };
         let mut held = Held::new(lease, passage);
+        for body in self.statements.unpack() {
+            put(&mut held.out, b'P', |message| message.extend_from_slice(&body));
+            // Each for itself: one that fails here, its table dropped meanwhile, leaves the others.
+            put(&mut held.out, b'S', |_| {});
+            held.remade += 1;
+        }
         if deferred {
             put_query(&mut held.out, &text);
             held.swallow = true;
             self.tracker.block_opened();
-        } else if (unit.class.kind == Kind::Read || bug::is(Bug::ReplayUnknownWrite)) && !self.pinned {
+        } else if (unit.class.kind == Kind::Read || bug::is(Bug::ReplayUnknownWrite)) && !self.is_tied() {
             let bytes = self.inbox.unscanned().get(..unit.len).filter(|bytes| !bytes.is_empty());
             held.replay = bytes.map(|bytes| Replay { bytes: bytes.to_vec(), writes: false, want, attempts: 0 });
         }
@@ -350,7 +364,7 @@ impl Session {
             Consistency::Session => self.wrote && !bug::is(Bug::ForgetOwnWrites),
             Consistency::Primary => true,
         };
-        if follows_writes || self.pinned || unit.class.pins {
+        if follows_writes || self.is_tied() || unit.class.pins {
             return Want::Primary;
         }
         let reads = match &self.block {
@@ -368,6 +382,40 @@ impl Session {
         self.shared.has_learned() && messages.is_some_and(|unit| self.shared.is_learned_write(fingerprint(unit, self.backslash_escapes)))
     }
 
+    /// Whether its server's session has what it relies on, or the next one's will have it.
+    fn is_tied(&self) -> bool {
+        self.pinned || self.statements.has_named()
+    }
+
+    /// Whether the next transaction begins at a standby only because the last one left something there.
+    #[must_use]
+    pub fn is_astray(&self) -> bool {
+        self.door == Door::Auto && self.held.as_ref().is_some_and(|held| held.kept && !held.link.to_primary)
+    }
+
+    /// A transaction begins astray: one that only reads may, any other takes its named statements along to where it belongs. What a
+    /// session set, or named by PREPARE, cannot be taken along; there the standby itself tells what is a write (see `note_error`).
+    /// `None` until enough has arrived to judge it.
+    pub fn may_stay(&mut self) -> Result<Option<bool>, End> {
+        let Some(unit) = self.next_unit()? else { return Ok(None) };
+        let only_reads = matches!(unit.class.kind, Kind::Begin { access: Access::ReadOnly, .. });
+        let stays = only_reads || self.pinned || self.statements.awaits_bind();
+        if let Some(held) = self.held.as_mut().filter(|_| stays) {
+            held.kept = false;
+            held.strayed = !only_reads;
+            self.slot.set_stage(Stage::Single);
+        }
+        Ok(Some(stays))
+    }
+
+    /// Gives the server back between transactions, clean, and keeps what is made again on the next one.
+    pub async fn move_on(&mut self) {
+        self.slot.set_target(None);
+        if let Some(held) = self.held.take() {
+            held.part_clean(TxStatus::Idle, MOVING, self.shared.clock.now()).await;
+        }
+    }
+
     /// After everything was answered outside a transaction: `true` when the server went back to its pool.
     pub fn release(&mut self) -> bool {
         let Some(held) = &mut self.held else { return true };
@@ -383,6 +431,7 @@ impl Session {
         }
         if self.pinned || self.statements.has_named() || self.statements.awaits_bind() {
             buffers::detach(&mut held.inbox);
+            held.kept = true;
             return false;
         }
         self.slot.set_target(None);
@@ -408,7 +457,7 @@ impl Session {
     /// The client is gone: leave its server as the next one expects it, or close it.
     async fn part(&mut self) {
         self.slot.set_target(None);
-        let Some(mut held) = self.held.take() else { return };
+        let Some(held) = self.held.take() else { return };
         let sent = held.out.is_empty() && self.inbox.ready().is_empty() && !self.inbox.is_mid_message();
         let settled = self.tracker.is_settled() && sent && held.inbox.is_empty() && !held.ended;
         if !settled {
@@ -419,17 +468,16 @@ impl Session {
             held.part(self.shared.clock.now());
             return;
         }
-        let (mut cleaning, mut readies) = (Vec::new(), 1);
-        if self.tracker.status() != TxStatus::Idle {
-            put_query(&mut cleaning, b"ROLLBACK");
-            readies += 1;
-        }
-        put_query(&mut cleaning, b"DISCARD ALL");
-        if matches!(tokio::time::timeout(FAREWELL, held.clean(cleaning, readies)).await, Ok(true)) {
-            held.parameters = None;
-            held.part(self.shared.clock.now());
-        }
+        held.part_clean(self.tracker.status(), FAREWELL, self.shared.clock.now()).await;
     }
+}
+
+/// What a client reads whose session cannot leave its standby, and whose write that one has refused.
+#[must_use]
+pub fn tied_to_a_standby() -> End {
+    let message = "what this session set or prepared is on a standby, since a block that only reads began there: \
+                   nothing of this transaction was applied; connect again";
+    End::Fatal { code: "57P01", message: message.to_owned() }
 }
 
 /// What a client reads when the node stops.
@@ -450,6 +498,9 @@ impl Held {
             inbox: StreamBuffer::default(),
             out: Vec::new(),
             swallow: false,
+            remade: 0,
+            kept: false,
+            strayed: false,
             replay: None,
             refused: false,
             ended: false,
@@ -468,6 +519,20 @@ impl Held {
         }
         if clean {
             self.lease.give_back();
+        }
+    }
+
+    /// Back to the pool without a trace of its session; closed where that fails.
+    async fn part_clean(mut self, status: TxStatus, patience: Duration, now: crate::types::Millis) {
+        let (mut cleaning, mut readies) = (Vec::new(), 1);
+        if status != TxStatus::Idle {
+            put_query(&mut cleaning, b"ROLLBACK");
+            readies += 1;
+        }
+        put_query(&mut cleaning, b"DISCARD ALL");
+        if matches!(tokio::time::timeout(patience, self.clean(cleaning, readies)).await, Ok(true)) {
+            self.parameters = None;
+            self.part(now);
         }
     }
 

@@ -3,12 +3,14 @@
 //!
 //! A name means what the server made of it, and the server may refuse: until its answer has come, a name that is used again in a
 //! later batch may mean either statement, and counts as the worse of the two. Within one batch there is no doubt: where the Parse
-//! fails, so does everything behind it. Pure.
+//! fails, so does everything behind it.
+//!
+//! Of statements that were named on a standby the Parse itself is kept: a client that wants the primary later takes them along. Pure.
 
 use super::classify::Class;
 use super::protocol::Effect;
 use crate::wire::message::split_cstr;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// A message that changes what a name means, not answered yet.
 #[derive(Debug)]
@@ -17,12 +19,11 @@ enum Pending {
         name: Box<[u8]>,
         class: Class,
         batch: u64,
+        /// The message's body, where it may be needed again.
+        body: Option<Box<[u8]>>,
     },
     /// No name: of a portal.
-    Close {
-        name: Option<Box<[u8]>>,
-        batch: u64,
-    },
+    Close { name: Option<Box<[u8]>>, batch: u64 },
 }
 
 impl Pending {
@@ -44,7 +45,12 @@ pub struct Statements {
     batch: u64,
     /// The batch of an unnamed Parse that no Bind followed.
     unbound: Option<u64>,
+    /// By name, what the server that is a standby was told to parse.
+    portable: BTreeMap<Box<[u8]>, Box<[u8]>>,
 }
+
+/// Bytes of texts that a client may take along: as much as a driver's cache of statements holds.
+const PORTABLE_BYTES_MAX: usize = 1 << 20;
 
 impl Statements {
     /// Whether the server's session holds statements the client relies on.
@@ -59,18 +65,37 @@ impl Statements {
         self.unbound.is_some()
     }
 
-    /// A Parse of `name` was sent.
-    pub fn parse_sent(&mut self, name: &[u8], class: Class) {
+    /// A Parse of `name` was sent; `body` is that of the message where it may be needed again.
+    pub fn parse_sent(&mut self, name: &[u8], class: Class, body: Option<&[u8]>) {
         if name.is_empty() {
             self.unbound = Some(self.batch);
         }
-        self.pending.push_back(Pending::Parse { name: name.into(), class, batch: self.batch });
+        let body = body.filter(|_| !name.is_empty()).map(Into::into);
+        self.pending.push_back(Pending::Parse { name: name.into(), class, batch: self.batch, body });
+    }
+
+    /// Whether the client can take so much more along.
+    #[must_use]
+    pub fn has_room_for(&self, body_len: usize) -> bool {
+        let pending = self.pending.iter().map(|pending| match pending {
+            Pending::Parse { body, .. } => body.as_ref().map_or(0, |body| body.len()),
+            Pending::Close { .. } => 0,
+        });
+        self.portable.values().map(|body| body.len()).chain(pending).sum::<usize>() + body_len <= PORTABLE_BYTES_MAX
+    }
+
+    /// The bodies of the Parse messages that make the named statements again, which are the next server's from now on.
+    pub fn unpack(&mut self) -> impl Iterator<Item = Box<[u8]>> {
+        std::mem::take(&mut self.portable).into_values()
     }
 
     /// A Parse was answered: the name means the new statement now.
     pub fn parse_answered(&mut self) {
         while let Some(first) = self.pending.pop_front() {
-            if let Pending::Parse { name, class, .. } = first {
+            if let Pending::Parse { name, class, body, .. } = first {
+                if let Some(body) = body {
+                    self.portable.insert(name.clone(), body);
+                }
                 match name.is_empty() {
                     true => self.unnamed = Some(class),
                     false => drop(self.named.insert(name, class)),
@@ -112,6 +137,7 @@ impl Statements {
             if let Pending::Close { name, .. } = first {
                 if let Some(name) = name {
                     self.named.remove(&name);
+                    self.portable.remove(&name);
                 }
                 return;
             }
@@ -142,7 +168,7 @@ impl Statements {
     pub fn batches_answered(&mut self, due: usize) {
         let present = self.batch.saturating_sub(due as u64);
         while let Some(pending) = self.pending.pop_front_if(|pending| pending.batch() < present) {
-            if let Pending::Parse { name, class, batch } = pending {
+            if let Pending::Parse { name, class, batch, .. } = pending {
                 if name.is_empty() && self.unbound == Some(batch) {
                     self.unbound = None;
                 }
@@ -166,6 +192,7 @@ impl Statements {
         self.unnamed = None;
         self.named.clear();
         self.portals.clear();
+        self.portable.clear();
     }
 
     /// The server is no longer this session's.
@@ -178,7 +205,7 @@ impl Statements {
         let mut worst = known;
         for pending in &self.pending {
             match pending {
-                Pending::Parse { name, class, batch } if &**name == statement => {
+                Pending::Parse { name, class, batch, .. } if &**name == statement => {
                     let certain = *batch == self.batch;
                     worst = Some(worst.filter(|_| !certain).map_or(*class, |w| worse(w, *class)));
                 }
@@ -210,13 +237,13 @@ mod tests {
     #[test]
     fn a_statement_is_gone_when_its_close_is_answered() {
         let mut statements = Statements::default();
-        statements.parse_sent(b"s", READ);
+        statements.parse_sent(b"s", READ, None);
         statements.close_sent(b"Ss\0");
         assert!(statements.has_named());
         statements.parse_answered();
         statements.close_answered();
         assert!(!statements.has_named());
-        statements.parse_sent(b"t", READ);
+        statements.parse_sent(b"t", READ, None);
         statements.close_sent(b"St\0");
         statements.sync_sent();
         statements.batches_answered(0);
@@ -227,11 +254,11 @@ mod tests {
     #[test]
     fn a_name_closed_and_parsed_again_in_one_batch_stays_known() {
         let mut statements = Statements::default();
-        statements.parse_sent(b"s", WRITE);
+        statements.parse_sent(b"s", WRITE, None);
         statements.sync_sent();
         statements.parse_answered();
         statements.close_sent(b"Ss\0");
-        statements.parse_sent(b"s", READ);
+        statements.parse_sent(b"s", READ, None);
         assert_eq!(effect(&mut statements, b"s"), Effect::Nothing);
         statements.close_answered();
         statements.parse_answered();
@@ -242,10 +269,10 @@ mod tests {
     #[test]
     fn a_name_whose_second_parse_is_refused_keeps_its_first_meaning() {
         let mut statements = Statements::default();
-        statements.parse_sent(b"s", WRITE);
+        statements.parse_sent(b"s", WRITE, None);
         statements.sync_sent();
         statements.parse_answered();
-        statements.parse_sent(b"s", READ);
+        statements.parse_sent(b"s", READ, None);
         assert_eq!(effect(&mut statements, b"s"), Effect::Nothing, "if the Parse fails, what follows in its batch is skipped");
         statements.sync_sent();
         assert_eq!(effect(&mut statements, b"s"), Effect::Write, "sent before the answer is known");
@@ -256,14 +283,14 @@ mod tests {
     #[test]
     fn an_unnamed_parse_that_was_skipped_leaves_the_one_before() {
         let mut statements = Statements::default();
-        statements.parse_sent(b"", WRITE);
+        statements.parse_sent(b"", WRITE, None);
         statements.sync_sent();
         statements.parse_answered();
-        statements.parse_sent(b"", READ);
+        statements.parse_sent(b"", READ, None);
         statements.sync_sent();
         statements.batches_answered(0);
         assert_eq!(effect(&mut statements, b""), Effect::Write);
-        statements.parse_sent(b"", READ);
+        statements.parse_sent(b"", READ, None);
         statements.sync_sent();
         statements.parse_answered();
         assert_eq!(effect(&mut statements, b""), Effect::Nothing, "an answered Parse ends the doubt");
@@ -278,7 +305,7 @@ mod tests {
     fn what_was_sent_behind_discard_all_is_still_to_come() {
         let mut statements = Statements::default();
         statements.sync_sent();
-        statements.parse_sent(b"s", READ);
+        statements.parse_sent(b"s", READ, None);
         statements.deallocated();
         assert!(statements.has_named());
         statements.parse_answered();
@@ -291,11 +318,11 @@ mod tests {
     #[test]
     fn an_error_is_none_of_a_later_batch() {
         let mut statements = Statements::default();
-        statements.parse_sent(b"bad", READ);
+        statements.parse_sent(b"bad", READ, None);
         statements.sync_sent();
         statements.close_sent(b"Sbad\0");
         statements.sync_sent();
-        statements.parse_sent(b"s", READ);
+        statements.parse_sent(b"s", READ, None);
         statements.sync_sent();
         statements.batches_answered(2);
         statements.close_answered();
@@ -310,7 +337,7 @@ mod tests {
     fn an_unnamed_statement_waits_for_its_bind() {
         let mut statements = Statements::default();
         for ends in [false, true] {
-            statements.parse_sent(b"", READ);
+            statements.parse_sent(b"", READ, None);
             statements.sync_sent();
             assert!(statements.awaits_bind());
             statements.parse_answered();
@@ -323,9 +350,33 @@ mod tests {
             }
             assert!(!statements.awaits_bind());
         }
-        statements.parse_sent(b"", READ);
+        statements.parse_sent(b"", READ, None);
         statements.sync_sent();
         statements.batches_answered(0);
         assert!(!statements.awaits_bind(), "a Parse that failed made none");
+    }
+
+    #[test]
+    fn a_client_takes_along_what_was_made_and_not_closed() {
+        let mut statements = Statements::default();
+        for name in [&b"a"[..], b"b", b""] {
+            statements.parse_sent(name, READ, Some(name));
+            statements.parse_answered();
+        }
+        statements.parse_sent(b"refused", READ, Some(b"refused"));
+        statements.sync_sent();
+        statements.batches_answered(0);
+        statements.parse_sent(b"a", READ, Some(b"refused: it is there"));
+        statements.close_sent(b"Sb\0");
+        statements.sync_sent();
+        statements.batches_answered(0);
+        let kept = |statements: &Statements| statements.portable.values().cloned().collect::<Vec<_>>();
+        assert_eq!(kept(&statements), [Box::from(*b"a"), Box::from(*b"b")], "that Close was skipped");
+        statements.close_sent(b"Sb\0");
+        statements.close_answered();
+        assert!(statements.has_room_for(PORTABLE_BYTES_MAX - 1) && !statements.has_room_for(PORTABLE_BYTES_MAX));
+        assert_eq!(statements.unpack().collect::<Vec<_>>(), [Box::from(*b"a")]);
+        assert!(statements.has_named(), "on the next server");
+        assert_eq!(statements.unpack().count(), 0);
     }
 }

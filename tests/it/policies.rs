@@ -5,7 +5,7 @@ use trilithon::cluster::{
     ChangeKind, ClusterState, Command, ElectionCause, HistoryEntry, Lease, Phase, Proposal, SyncRule, TimelineClaim, TimelineClaims, apply,
 };
 use trilithon::ha::{Action, LocalState, PostgresFacts, PostgresState, Reason, Role, StepReason, Upstream, View, converge, decide};
-use trilithon::types::{Epoch, Lsn, NodeId, RequestId, Timeline, WalPosition};
+use trilithon::types::{Epoch, Lsn, Millis, NodeId, RequestId, Timeline, WalPosition};
 
 const THREE: NodeId = NodeId(3);
 
@@ -73,6 +73,17 @@ fn who_may_not_be_elected_does_not_initialise_the_database() {
         .values_mut()
         .for_each(|seen| seen.observation.postgres = PostgresFacts { state: PostgresState::Absent, ..PostgresFacts::default() });
     assert_eq!(decide(&s, &view).command, Some(Command::ClaimBootstrap { node: TWO }));
+    s.members.values_mut().for_each(|member| member.tags.nofailover = true);
+    let decision = decide(&s, &view);
+    assert_eq!((decision.command, &decision.reason), (None, &Reason::NobodyMayInitialise { members: [ONE, TWO, THREE].into() }));
+    let told = decision.reason.to_string();
+    assert!(told.contains("n1, n2, n3") && told.contains("nofailover=false"), "{told}");
+}
+
+#[test]
+fn a_reason_names_somebody_or_says_what_is_waited_for() {
+    let told = decide(&ClusterState::default(), &View::default()).reason.to_string();
+    assert!(told.contains("form the cluster"), "{told}");
 }
 
 fn order(s: &mut ClusterState, number: u128, command: Command) -> Result<(), String> {
@@ -151,4 +162,82 @@ fn what_was_accepted_as_lost_is_kept_aside_also_after_the_next_election() {
     let step = converge(&s, &local);
     assert_eq!(step.action, Some(Action::Stop));
     assert!(matches!(step.reason, StepReason::CloneNeeded(_)), "{step:?}");
+}
+
+#[test]
+fn a_loss_that_was_accepted_in_a_drain_is_not_taken_where_the_drain_ends_in_order() {
+    let mut s = cluster(Phase::Draining { from: ONE, to: TWO });
+    s.lease = Lease { holder: Some(ONE), epoch: s.epoch, seq: 1 };
+    order(&mut s, 1, Command::RequestFailover { to: THREE, accept_loss: true }).unwrap();
+    let mut view = all_sealed();
+    view.lease_seen = view.now;
+    let begun = |s: &ClusterState, view: &View| match decide(s, view).command {
+        Some(Command::BeginElection { preferred, accept_loss, .. }) => Some((preferred, accept_loss)),
+        _ => None,
+    };
+    assert_eq!(begun(&s, &view), None, "it drains");
+    let mut drained = s.clone();
+    drained.lease.holder = None;
+    assert_eq!(begun(&drained, &view), Some((Some(THREE), false)));
+    // The drain failed: the primary is lost with its lease.
+    let mut lost = view.clone();
+    lost.lease_seen = Millis(0);
+    lost.now = lost.now.after(s.lease_wait());
+    lost.observations.values_mut().for_each(|seen| seen.at = lost.now);
+    assert_eq!(begun(&s, &lost), Some((Some(THREE), true)), "as it was ordered");
+    // It ended in order, and so few are left that nobody could be elected without a loss.
+    view.observations.retain(|node, _| *node == THREE);
+    assert_eq!(begun(&drained, &view), Some((Some(THREE), true)), "as it was ordered");
+}
+
+/// A member that was away for more elections than claims are kept.
+#[test]
+fn wal_of_a_forgotten_claim_is_older_than_all_and_keeps_its_order() {
+    let mut s = cluster(Phase::Promoting { candidate: TWO });
+    s.epoch = Epoch(2002);
+    s.rules = vec![SyncRule::new(TWO, [ONE, THREE], 1)];
+    s.lease = Lease { holder: None, epoch: s.epoch, seq: 0 };
+    let claim = |n: u32| TimelineClaim { timeline: Timeline(n), epoch: Epoch(u64::from(n) * 2), node: TWO, settled: true };
+    s.timelines = TimelineClaims((1..=1000).map(claim).collect());
+    let (epoch, rule) = (s.epoch, s.rules[0].clone());
+    order(&mut s, 1, Command::AcquireLease { node: TWO, epoch }).unwrap();
+    order(&mut s, 2, Command::SettleRule { epoch, rule, outage_ms: None }).unwrap();
+    let oldest = s.timelines.0[0];
+    assert_eq!((oldest.timeline, s.timelines.get(Timeline(1))), (Timeline(2), None), "forgotten");
+    let wrote = s.timelines.writer(Timeline(1)).expect("it is older than all, and that is known");
+    assert!(wrote < oldest.epoch && wrote >= Epoch(2), "no earlier than it was");
+    assert_eq!(s.timelines.writer(Timeline(1002)), None, "nobody claimed that");
+    let forgotten = TimelineClaims(s.timelines.0.split_off(500));
+    let writers: Vec<Epoch> = (1..=1001).map(|n| forgotten.writer(Timeline(n)).expect("known")).collect();
+    assert!(writers.is_sorted_by(|a, b| a < b), "positions are compared as before (INV-7)");
+}
+
+/// Whether a loss was accepted in an election that the history has forgotten, nobody can tell (INV-10).
+#[test]
+fn what_may_have_been_accepted_as_lost_before_the_history_begins_is_kept_aside() {
+    let mut s = cluster(Phase::Steady { primary: TWO });
+    s.epoch = Epoch(300);
+    let election = |epoch| HistoryEntry {
+        epoch: Epoch(epoch),
+        timeline: None,
+        from: None,
+        to: TWO,
+        lsn: Lsn(100),
+        cause: ElectionCause::LeaseExpired,
+        settled: true,
+        outage_ms: None,
+        accept_loss: false,
+    };
+    s.history = (101..=300).map(election).collect();
+    let wrote = |writer| {
+        let postgres = PostgresFacts {
+            timeline: Some(Timeline(1)),
+            position: Some(WalPosition { writer: Epoch(writer), lsn: Lsn(200) }),
+            ..standby()
+        };
+        let upstream = Some(Upstream { node: TWO, accepting: true, timeline: Timeline(9), ancestry: vec![(Timeline(1), Lsn(100))] });
+        LocalState { me: ONE, promised: Epoch(300), postgres, upstream, ..LocalState::default() }
+    };
+    assert!(matches!(converge(&s, &wrote(99)).reason, StepReason::CloneNeeded(_)), "election 100 is forgotten");
+    assert!(matches!(converge(&s, &wrote(100)).reason, StepReason::Diverged { .. }), "no election since is");
 }

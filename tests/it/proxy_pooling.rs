@@ -1,8 +1,8 @@
 //! Who has which server, and for how long.
 
 use crate::proxy_support::{
-    Front, PASSWORD, PRIMARY, Pair, Raw, STANDBY, client, code, describe, eventually, killed_in, parse, psql, query, run_statement, sync,
-    through,
+    Front, PASSWORD, PRIMARY, Pair, Raw, STANDBY, client, code, describe, eventually, killed_in, message, parse, psql, query,
+    run_statement, sync, through,
 };
 use futures::future;
 use std::collections::BTreeSet;
@@ -16,6 +16,15 @@ async fn backend(client: &tokio_postgres::Client) -> i32 {
         _ => None,
     });
     row.expect("one row").parse().expect("a number")
+}
+
+/// Whoever finds its only server taken is told so soon.
+async fn of_one_server(pair: &Pair) -> Front {
+    Front::start(pair, |config| {
+        config.pool_size = 1;
+        config.hold_timeout = Duration::from_millis(300);
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -255,13 +264,50 @@ async fn a_batch_that_only_begins_with_a_read_goes_to_the_primary() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_named_in_a_block_that_only_reads_does_not_keep_a_writer_on_the_standby() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    psql(front.primary(), "create table t (a int)");
+    pair.caught_up().await;
+    let mut client = Raw::login(front.auto()).await;
+    let standby = query("select 1 / (select count(*) from pg_stat_wal_receiver)");
+    let block = async |client: &mut Raw, named: &[u8], answer: &str| {
+        assert_eq!(client.ask(&query("begin read only")).await, "CZ");
+        assert_eq!(client.ask(&standby).await, "TDCZ", "on the standby");
+        assert_eq!(client.ask(named).await, answer);
+        assert_eq!(client.ask(&query("commit")).await, "CZ");
+    };
+    block(&mut client, &[parse("s1", "select count(*) from t"), run_statement("s1"), sync()].concat(), "12DCZ").await;
+    block(&mut client, &[parse("s2", "select 2"), parse("s3", "select 3"), sync()].concat(), "11Z").await;
+    block(&mut client, &[message(b'C', &[b"Ss3\0"]), run_statement("s1"), sync()].concat(), "32DCZ").await;
+    assert_eq!(client.ask(&query("insert into t values (1)")).await, "CZ", "a write goes to the primary");
+    for named in ["s1", "s2"] {
+        assert_eq!(client.ask(&[run_statement(named), sync()].concat()).await, "2DCZ", "{named} came along");
+    }
+    assert_eq!(client.ask(&[run_statement("s3"), sync()].concat()).await, "E26000Z", "it was closed");
+    assert_eq!(client.ask(&[parse("s3", "insert into t values (2)"), run_statement("s3"), sync()].concat()).await, "12CZ");
+    for text in ["begin", "insert into t values (3)", "commit"] {
+        assert_eq!(client.ask(&query(text)).await, "CZ", "{text}");
+    }
+    assert_eq!(psql(front.primary(), "select count(*) from t"), "3");
+    // Nothing of it is left for the next client of the standby.
+    let mut next = Raw::login(front.standby()).await;
+    assert_eq!(next.ask(&query("select 1 / (1 - least(1, count(*))) from pg_prepared_statements")).await, "TDCZ");
+
+    // What only a session of the standby's has cannot come along: the client is told, and not refused for ever.
+    let mut client = Raw::login(front.auto()).await;
+    block(&mut client, &query("prepare mine as select 1"), "CZ").await;
+    assert_eq!(client.ask(&query("execute mine")).await, "TDCZ");
+    block(&mut client, &query("execute mine"), "TDCZ").await;
+    client.say(&query("insert into t values (4)")).await;
+    let (tag, body) = client.hear().await;
+    assert!(tag == b'E' && String::from_utf8_lossy(&body).contains("57P01"), "{}", String::from_utf8_lossy(&body));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_follows_discard_all_in_the_same_flight_keeps_its_server() {
     let pair = Pair::start();
-    let front = Front::start(&pair, |config| {
-        config.pool_size = 1;
-        config.hold_timeout = Duration::from_millis(300);
-    })
-    .await;
+    let front = of_one_server(&pair).await;
     let setups = [[parse("_p1", "select 1"), describe("_p1"), sync()].concat(), query("set statement_timeout = '7s'")];
     for setup in setups {
         let (mut pinned, mut other) = (Raw::login(front.primary()).await, Raw::login(front.primary()).await);
@@ -279,11 +325,7 @@ async fn what_follows_discard_all_in_the_same_flight_keeps_its_server() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unnamed_statement_is_never_another_clients() {
     let pair = Pair::start();
-    let front = Front::start(&pair, |config| {
-        config.pool_size = 1;
-        config.hold_timeout = Duration::from_millis(300);
-    })
-    .await;
+    let front = of_one_server(&pair).await;
     for port in [front.primary(), front.auto()] {
         let (mut mine, mut other) = (Raw::login(port).await, Raw::login(port).await);
         assert_eq!(mine.ask(&[parse("", "select 1, 2"), describe(""), sync()].concat()).await, "1tTZ");

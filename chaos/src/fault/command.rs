@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-const FLAGS: &str = "--seed=N, --dir=DIR, --design, --no-disks, --no-clocks, --connections=N";
+/// What may be said beside the names of faults.
+pub const FLAGS: &str = "--seed=N, --dir=DIR, --design, --no-disks, --no-clocks, --connections=N";
 
 /// What was asked for.
 #[derive(Debug)]
@@ -83,79 +84,74 @@ pub fn command(words: &[String], interrupts: &Interrupts) -> Result<Tried> {
     let wanted = Wanted::parse(words)?;
     let token = interrupts.token().clone();
     let pace = Pace::new(RunClock::start(), move || token.is_cancelled());
-    let (mut left, mut worst) = (&wanted.faults[..], Outcome::Passed);
+    let mut trials = Trials { wanted: &wanted, pace, left: &wanted.faults, worst: Outcome::Passed };
+    let mut trouble = None;
     for number in 1.. {
-        if left.is_empty() {
+        if trials.left.is_empty() || trouble.is_some() {
             break;
         }
-        match in_one_world(&wanted, &wanted.world(number), &pace, left, &mut worst) {
-            Ok(rest) => left = rest,
-            Err(trouble) => return Ok(Tried { worst, trouble: Some(trouble) }),
-        }
+        trouble = trials.in_one_world(&wanted.world(number)).err();
     }
-    Ok(Tried { worst, trouble: None })
+    Ok(Tried { worst: trials.worst, trouble })
 }
 
-/// Until the cluster does not come back. Gives the faults that are left.
-fn in_one_world<'w>(
-    wanted: &Wanted,
-    spec: &Spec,
-    pace: &Pace,
-    faults: &'w [&'static Fault],
-    worst: &mut Outcome,
-) -> Result<&'w [&'static Fault]> {
-    let world = World::up(spec)?;
-    let left = in_turn(wanted, &world, pace, faults, worst);
-    let down = world.down().context("the world is not down in full");
-    match (left, down) {
-        (left, Ok(())) => left,
-        (Ok(_), Err(down)) => Err(down),
-        (Err(error), Err(down)) => Err(down.context(format!("{error:#}"))),
-    }
+/// How far it has come.
+struct Trials<'w> {
+    wanted: &'w Wanted,
+    pace: Pace,
+    left: &'w [&'static Fault],
+    worst: Outcome,
 }
 
-fn in_turn<'w>(
-    wanted: &Wanted,
-    world: &World,
-    pace: &Pace,
-    faults: &'w [&'static Fault],
-    worst: &mut Outcome,
-) -> Result<&'w [&'static Fault]> {
-    let binary = std::env::var_os("TRILITHON_BIN").map_or_else(|| "target/release/trilithon".into(), PathBuf::from);
-    pace.check()?;
-    let cluster = Cluster::start(world, Arc::new(Trilithon::new(Options { binary, ..Options::default() }, world.dir())?))?;
-    let ctx = Ctx { world, cluster: &cluster, clock: pace.clock, seed: wanted.seed, scale: wanted.scale };
-    let mut left = faults;
-    while let [fault, rest @ ..] = left {
-        left = rest;
-        let trial = try_one(fault, &ctx, pace);
-        let whole = trial.as_ref().is_ok_and(|t| t.redundant_after.is_ok());
-        match trial {
-            Ok(trial) => {
-                *worst = (*worst).max(trial.outcome());
-                anstream::print!("{trial}");
-            }
-            Err(error) if error.is::<Interrupted>() => {
-                cluster.kill();
-                return Err(error);
-            }
-            Err(error) => {
-                let outcome = of_error(fault, &error);
-                *worst = (*worst).max(outcome);
-                anstream::println!("{} {}: {error:#}", if outcome == Outcome::Failed { "BAD" } else { "ERROR" }, fault.name);
-            }
-        }
-        if !whole && cluster.until_redundant(Duration::from_secs(20)).is_err() {
-            anstream::println!("  logs       {}", world.dir().display());
-            for target in super::aim::all(&ctx) {
-                // On the disk, which ends with the world.
-                let _ = std::fs::copy(target.postgres_log(), target.site.logs().join("postgres.log"));
-            }
-            break;
+impl Trials<'_> {
+    /// Until none is left, or the cluster does not come back.
+    fn in_one_world(&mut self, spec: &Spec) -> Result<()> {
+        let world = World::up(spec)?;
+        let tried = self.in_turn(&world);
+        let down = world.down().context("the world is not down in full");
+        match (tried, down) {
+            (tried, Ok(())) => tried,
+            (Ok(()), Err(down)) => Err(down),
+            (Err(error), Err(down)) => Err(down.context(format!("{error:#}"))),
         }
     }
-    cluster.kill();
-    Ok(left)
+
+    fn in_turn(&mut self, world: &World) -> Result<()> {
+        let binary = std::env::var_os("TRILITHON_BIN").map_or_else(|| "target/release/trilithon".into(), PathBuf::from);
+        self.pace.check()?;
+        let cluster = Cluster::start(world, Arc::new(Trilithon::new(Options { binary, ..Options::default() }, world.dir())?))?;
+        let ctx = Ctx { world, cluster: &cluster, clock: self.pace.clock, seed: self.wanted.seed, scale: self.wanted.scale };
+        while let [fault, rest @ ..] = self.left {
+            self.left = rest;
+            let trial = try_one(fault, &ctx, &self.pace);
+            let whole = trial.as_ref().is_ok_and(|t| t.redundant_after.is_ok());
+            match trial {
+                Ok(trial) => {
+                    self.worst = self.worst.max(trial.outcome());
+                    anstream::print!("{trial}");
+                }
+                Err(error) if error.is::<Interrupted>() => {
+                    cluster.kill();
+                    return Err(error);
+                }
+                Err(error) => {
+                    let outcome = of_error(fault, &error);
+                    self.worst = self.worst.max(outcome);
+                    anstream::println!("{} {}: {error:#}", if outcome == Outcome::Failed { "BAD" } else { "ERROR" }, fault.name);
+                }
+            }
+            if !whole && cluster.until_redundant(Duration::from_secs(20)).is_err() {
+                anstream::println!("  logs       {}", world.dir().display());
+                for target in super::aim::all(&ctx) {
+                    // On the disk, which ends with the world.
+                    let _ = std::fs::copy(target.postgres_log(), target.site.logs().join("postgres.log"));
+                }
+                break;
+            }
+        }
+        cluster.kill();
+        Ok(())
+    }
 }
 
 /// A trial that came to no end says nothing, unless it ended because the program did wrong.

@@ -43,7 +43,7 @@ mod toil;
 mod try_one;
 mod volume;
 
-pub use command::command;
+pub use command::{FLAGS, command};
 pub use injected::{Ctx, Injected, Scale, inject};
 pub use kinds::{Expected, Fault, Needs, Phase};
 pub use misbehaved::Misbehaved;
