@@ -14,6 +14,7 @@
 
 mod address;
 mod error;
+mod hba;
 mod raw;
 mod reader;
 mod schema;

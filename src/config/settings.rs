@@ -29,8 +29,18 @@ pub(super) fn read(r: &mut Reader) -> Settings {
         switchover_timeout_ms: ms(r.duration("ha.switchover_timeout", seconds(1)..=seconds(3600))),
         promotion_timeout_ms: ms(r.duration("ha.promotion_timeout", seconds(1)..=seconds(3600))),
         parameters: r.map("postgres.parameters"),
-        hba: r.list("postgres.hba"),
+        hba: hba(r),
     }
+}
+
+fn hba(r: &mut Reader) -> Vec<String> {
+    let lines = r.list("postgres.hba");
+    for line in &lines {
+        if let Err((problem, remedy)) = super::hba::check(line) {
+            r.refuse("postgres.hba", (format!("the line `{line}`: {problem}"), remedy));
+        }
+    }
+    lines
 }
 
 /// Keys that `config set` changes; all others belong to one node's file.

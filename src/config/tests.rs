@@ -188,6 +188,8 @@ fn settings_change_one_key_at_a_time() {
 
     let refused = |key, value| change_settings(&start, key, Some(value)).expect_err("refused").to_string();
     assert!(refused("ha.lease_ttl", "soon").starts_with("argument: ha.lease_ttl = \"soon\": not a duration"));
+    let line = refused("postgres.hba", "[\"host all all 10.0.0.0/8 scram\"]");
+    assert!(line.contains("the line `host all all 10.0.0.0/8 scram`: \"scram\" is no authentication method; write one of trust"), "{line}");
     assert!(refused("postgres.port", "1").contains("belongs to one node"), "{}", refused("postgres.port", "1"));
     assert_eq!(refused("ha.lease", "1"), "argument: ha.lease: unknown key; did you mean ha.lease_ttl?");
 }

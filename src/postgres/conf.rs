@@ -297,24 +297,6 @@ fn conninfo_quote(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
-/// pg_hba.conf: the local superuser by its operating system name, everything remote by SCRAM. `extra` lines come before the
-/// general ones and after those that replication needs.
-pub(super) fn render_hba(extra: &[String], peer: bool) -> String {
-    let local = if peer { "peer map=trilithon" } else { "scram-sha-256" };
-    let mut text = String::from("# Written by Trilithon. Changes made here are undone; use `trilithon config edit`.\n");
-    let _ = writeln!(text, "local all {SUPERUSER} {local}");
-    let _ = writeln!(text, "local replication {SUPERUSER} {local}");
-    let _ = writeln!(text, "host replication {REPLICATION_ROLE} all scram-sha-256");
-    let _ = writeln!(text, "host postgres {REPLICATION_ROLE} all scram-sha-256");
-    let _ = writeln!(text, "host all {REPLICATION_ROLE} all reject");
-    for line in extra {
-        let _ = writeln!(text, "{}", line.replace('\n', " "));
-    }
-    let _ = writeln!(text, "local all all scram-sha-256");
-    let _ = writeln!(text, "host all all all scram-sha-256");
-    text
-}
-
 /// Which operating system users are the superuser: the one that Postgres runs as, and the one that this process runs as.
 pub(super) fn render_ident(postgres_user: &str) -> String {
     let mut users = BTreeSet::from([postgres_user.to_owned()]);
@@ -404,15 +386,5 @@ mod tests {
         assert_eq!(strip_auto_conf(&kept), None);
         let (_, taken) = strip_auto_conf("synchronous_commit = 'off'\nwal_level = 'logical'\nMax_WAL_Senders = '0'\n").unwrap();
         assert_eq!(taken, [("synchronous_commit".into(), "off".into()), ("max_wal_senders".into(), "0".into())], "P1: read after our file");
-    }
-
-    #[test]
-    fn remote_connections_need_a_password_and_extra_lines_cannot_open_replication() {
-        let hba = render_hba(&["host all all 0.0.0.0/0 trust".into()], true);
-        let lines: Vec<&str> = hba.lines().collect();
-        let replication = lines.iter().position(|l| l.starts_with("host replication")).unwrap();
-        let extra = lines.iter().position(|l| l.contains("trust")).unwrap();
-        assert!(replication < extra);
-        assert_eq!(*lines.last().unwrap(), "host all all all scram-sha-256");
     }
 }

@@ -7,6 +7,7 @@ use super::conf::{self, Intent, SyncNames, Wishes};
 use super::control::ControlData;
 use super::durable::write_atomic;
 use super::error::{Error, io};
+use super::hba;
 use super::history::Ancestry;
 use super::identify::Identifier;
 use super::install::Install;
@@ -393,7 +394,12 @@ impl Instance {
             model.wishes = wishes;
         }
         self.retune(|_| {}).await?;
-        if self.supervisor.pid().is_some() { self.reload().await } else { Ok(()) }
+        if self.supervisor.pid().is_none() {
+            return Ok(());
+        }
+        // Without an answer the server keeps, and says in its log, what it cannot read; its next start leaves it out.
+        let _ = self.leave_out_unreadable_hba().await;
+        self.reload().await
     }
 
     /// Are all processes of this data directory gone? Reads /proc.
@@ -449,7 +455,7 @@ impl Files {
         Ok(Files {
             intent: serde_json::to_string_pretty(intent).expect("an intent has only string keys"),
             config: conf::render(layout, model.node, &model.wishes, intent, name.as_deref(), &model.sizes),
-            hba: conf::render_hba(&model.wishes.hba, user::own_name().is_some()),
+            hba: hba::render_hba(&model.wishes.hba, user::own_name().is_some()),
             ident: conf::render_ident(&run_as.user.name),
             passfile,
         })

@@ -86,11 +86,17 @@ impl Instance {
             (model.install.clone(), model.node)
         };
         let settings = conf::command_line(&self.layout, &self.listen, self.port, node, install.major);
-        self.forget_connections();
-        self.supervisor.spawn(&install, &self.run_as, &self.layout, &settings)?;
-        // The list of synchronous standbys is not empty from the first moment on.
-        lock(&self.model).waits = true;
-        self.await_ready().await
+        loop {
+            self.forget_connections();
+            self.supervisor.spawn(&install, &self.run_as, &self.layout, &settings)?;
+            // The list of synchronous standbys is not empty from the first moment on.
+            lock(&self.model).waits = true;
+            match self.await_ready().await {
+                // Each time fewer lines of pg_hba.conf are left, so this ends.
+                Err(Error::StartFailed { .. }) if self.hba_mended().await => {}
+                ended => return ended,
+            }
+        }
     }
 
     async fn await_ready(&self) -> Result<(), Error> {

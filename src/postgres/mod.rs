@@ -16,6 +16,7 @@ mod durable;
 mod error;
 mod facts;
 mod follow;
+mod hba;
 mod history;
 mod identify;
 mod initdb;

@@ -138,3 +138,25 @@ async fn parameters_that_postgresql_refuses_are_left_out() {
     server.instance.demote().await.unwrap();
     server.instance.start_detached(None).await.unwrap();
 }
+
+/// One line that it cannot read, and PostgreSQL does not start; what it says of the file decides, and the other lines are used.
+#[tokio::test]
+async fn lines_of_pg_hba_conf_that_postgresql_refuses_are_left_out() {
+    let server = Server::initialised(1).await;
+    let bad = ["hots all all all md5", "host all all 10.0.0.0/99 md5", "host all all db/24 md5", "host all all 0.0.0.0/0 scram"];
+    let good = ["host all nobody 10.9.8.0/24 reject", "hostssl all nobody all scram-sha-256"];
+    let lines = |more: &str| bad.iter().chain(&good).chain([&more]).map(|line| (*line).to_owned()).collect::<Vec<_>>();
+    let kept =
+        "SELECT string_agg(type || ' ' || auth_method, ',' ORDER BY line_number) FROM pg_hba_file_rules WHERE user_name = '{nobody}'";
+    server.instance.configure(server.settings(), lines("")).await.unwrap();
+    server.instance.start_detached(None).await.unwrap();
+    assert_eq!(server.sql(kept).await.as_deref(), Some("host reject,hostssl scram-sha-256"), "it never ran before");
+    server.instance.configure(server.settings(), lines("local all nobody trust")).await.unwrap();
+    assert_eq!(server.sql(kept).await.as_deref(), Some("host reject,hostssl scram-sha-256,local trust"));
+    assert_eq!(server.sql("SELECT count(*) FROM pg_hba_file_rules WHERE type IS NULL").await.as_deref(), Some("0"), "it reads them all");
+    server.instance.demote().await.unwrap();
+    let included = "include /nowhere/pg_hba.conf".to_owned();
+    server.instance.configure(server.settings(), vec![included, good[0].to_owned()]).await.unwrap();
+    server.instance.start_detached(None).await.unwrap();
+    assert_eq!(server.sql(kept).await.as_deref(), Some("host reject"));
+}
