@@ -23,13 +23,13 @@ use tokio_postgres::error::SqlState;
 /// How often a new connection is tried beside the kept one: a stopped postmaster answers on neither, a hung one on old ones only.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// Statements in this order: first who streams, then positions.
+/// Statements in this order: first who streams, then positions. PostgreSQL 17 writes its wait events another way (`WalSync`).
 const SURVEY: &str = "\
 SELECT 'r', pg_is_in_recovery(), current_setting('server_version_num'), \
   (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walreceiver'), \
   (SELECT conninfo FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
   (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), \
-  (SELECT count(*) FROM pg_stat_activity WHERE wait_event IN ('WALSync', 'WALWrite', 'WALInitSync', 'WALInitWrite')); \
+  (SELECT count(*) FROM pg_stat_activity WHERE lower(wait_event) IN ('walsync', 'walwrite', 'walinitsync', 'walinitwrite')); \
 SELECT 'p', CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END, \
   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END, \
   CASE WHEN pg_is_in_recovery() AND pg_last_wal_receive_lsn() IS DISTINCT FROM pg_last_wal_replay_lsn() \
