@@ -101,7 +101,8 @@ fn line_of(file: &str, number: &str) -> Option<String> {
 fn said_of_hba(log: &str, layout: &Layout, extra: &[String]) -> Option<Vec<Refused>> {
     let start = log.rfind("LOG:  starting PostgreSQL").map_or(log, |at| &log[at..]);
     let ours = layout.hba_file().display().to_string();
-    if !start.lines().any(|line| line.contains("FATAL:  could not load ") && line.contains(&ours)) {
+    // Releases before 16 do not name its directory.
+    if !start.lines().any(|line| line.contains("FATAL:  could not load ") && line.ends_with("pg_hba.conf")) {
         return None;
     }
     let file = render_hba(extra, false);
@@ -152,6 +153,8 @@ mod tests {
         let lines = ["hots all all all md5".to_owned(), "hostssl all all all md5".to_owned()];
         assert_eq!(said_of_hba(&log, &layout, &lines), None, "it started all the same");
         let expected = vec![(lines[0].clone(), "invalid connection type \"hots\"".to_owned())];
-        assert_eq!(said_of_hba(&(log + &failed), &layout, &lines), Some(expected));
+        assert_eq!(said_of_hba(&(log.clone() + &failed), &layout, &lines), Some(expected.clone()));
+        let before_16 = "12:00 [1] FATAL:  could not load pg_hba.conf\n";
+        assert_eq!(said_of_hba(&(log + before_16), &layout, &lines), Some(expected));
     }
 }
