@@ -7,7 +7,7 @@ use super::install::Install;
 use super::instance::{Activity, Instance, set_mode};
 use super::layout::Layout;
 use super::process::lock;
-use super::swap::{discard, remove, swap};
+use super::swap::{discard, mend, remove, swap};
 use super::tool::{self, KillGroup, blocking};
 use super::user::RunAs;
 use crate::types::SystemId;
@@ -150,6 +150,8 @@ fn parse_progress(line: &str) -> Option<(u64, u64)> {
 /// older than the one that is being replaced, which stays. A copy that cannot fit is not begun: the consensus log may be on the same disk.
 fn make_room(layout: &Layout, run_as: &RunAs, size: Option<u64>) -> Result<(), Error> {
     let incoming = layout.incoming();
+    // A swap that failed may have left the only copy aside (INV-10).
+    mend(layout)?;
     remove(&incoming)?;
     discard(layout)?;
     std::fs::create_dir_all(&incoming).map_err(io("cannot create", &incoming))?;

@@ -45,7 +45,9 @@ pub enum Error {
     Poisoned { path: PathBuf, what: String },
     #[error("a PostgreSQL server (pid {pid}) that Trilithon did not start runs in {path}: stop it first")]
     ForeignPostmaster { pid: i32, path: PathBuf },
-    #[error("PostgreSQL processes {pids:?} of a stopped server still run in {path}")]
+    #[error(
+        "PostgreSQL processes {pids:?} that nothing controls any more still work in {path}: waiting for their end; if it does not come, look at the disk, then kill -9"
+    )]
     Orphans { pids: Vec<i32>, path: PathBuf },
     #[error("{what} {path}: {source}")]
     Io { what: &'static str, path: PathBuf, source: std::io::Error },

@@ -16,8 +16,15 @@ use std::path::Path;
 const COPY: &str = "its inode is ";
 
 /// Replaces the data directory by the copy beside it. Nothing here takes long, whatever the sizes: what was discarded is deleted by
-/// [`discard`], when the directory is in use again.
+/// [`discard`], when the directory is in use again. Where a rename fails, the old directory has its name again.
 pub(super) fn swap(layout: &Layout) -> Result<(), Error> {
+    replace(layout).inspect_err(|_| {
+        // Where this fails too, the next copy begins with it, and so does the next start.
+        let _ = mend(layout);
+    })
+}
+
+fn replace(layout: &Layout) -> Result<(), Error> {
     if layout.pgdata.join("PG_VERSION").exists() {
         remove(&layout.discarded())?;
         mark(layout)?;
@@ -163,6 +170,15 @@ mod tests {
         mend(&layout).unwrap();
         assert_eq!(version(&layout.pgdata).as_deref(), Some("new"));
         assert!(!layout.poison().exists() && !layout.swapping().exists());
+    }
+
+    #[test]
+    fn a_swap_that_cannot_be_marked_moves_nothing() {
+        let Beside { layout, _dir } = beside(&[("pgdata", "old"), ("incoming", "new")]);
+        // The mark cannot be written: a directory is in its way.
+        std::fs::create_dir(layout.swapping()).unwrap();
+        assert!(swap(&layout).is_err());
+        assert_eq!((version(&layout.pgdata).as_deref(), version(&layout.incoming()).as_deref()), (Some("old"), Some("new")));
     }
 
     #[test]
