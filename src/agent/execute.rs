@@ -127,13 +127,14 @@ async fn acquire(deps: &Deps, state: &ClusterState, epoch: Epoch) -> Result<(), 
     Ok(())
 }
 
-/// A directory that was not shut down cleanly recovers first, whatever timeline it is on.
+/// A directory that was not shut down cleanly, or in the middle of its recovery, recovers to the end first, whatever timeline it is on.
 async fn rewind(deps: &Deps, state: &ClusterState, primary: NodeId) -> Result<(), ExecuteError> {
     let source = upstream(state, primary, state.epoch)?;
     let pg = &deps.postgres;
     match pg.rewind(&source, state.system).await {
-        Err(postgres::PostgresError::NotCleanlyStopped(_)) => {
+        Err(postgres::PostgresError::NotReplayed(_)) => {
             or_clone(pg.start_detached(state.system).await)?;
+            or_clone(pg.replay_all().await)?;
             pg.stop(STOP_TIMEOUT).await?;
             or_clone(pg.rewind(&source, state.system).await)
         }

@@ -148,7 +148,8 @@ impl Loop {
                 self.memory.rewinds = (epoch, if of == epoch { done + 1 } else { 1 });
                 // pg_rewind finds nothing to do where pg_control has not heard yet of the timeline that the WAL has gone to.
                 let helped = self.memory.rewinds.1 < REWIND_TRIES;
-                self.memory.needs_clone = None;
+                // An administrator's word stands: it may have come while this ran.
+                self.memory.needs_clone = self.memory.needs_clone.take().filter(|need| need.epoch.is_none());
                 if !helped {
                     self.memory.need_clone("rewinding it has not brought it back".to_owned(), epoch);
                 }

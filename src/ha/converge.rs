@@ -15,7 +15,7 @@ pub fn converge(s: &ClusterState, local: &LocalState) -> Step {
     if runs_as_primary(local) && !may_serve(s, local) {
         return act(Action::Demote, StepReason::NoRightToServe);
     }
-    if local.hung && may_be_primary(s, local) {
+    if local.hung && (may_be_primary(s, local) || is_awaited(s)) {
         return act(Action::Demote, StepReason::Unresponsive);
     }
     if local.stalled && runs_as_primary(local) && has_successor(s, local) {
@@ -65,6 +65,11 @@ fn runs_as_primary(local: &LocalState) -> bool {
 fn may_be_primary(s: &ClusterState, local: &LocalState) -> bool {
     let holder = s.lease.holder == Some(local.me) && s.lease.epoch == s.epoch;
     holder || local.following.is_none()
+}
+
+/// A standby that does not answer goes on receiving, and is left alone; but an election that needs its seal would wait for it for ever.
+fn is_awaited(s: &ClusterState) -> bool {
+    matches!(s.phase, Phase::Electing { .. })
 }
 
 /// Somebody who receives this primary's WAL could take over, and may: an election is automatic then.
@@ -264,6 +269,9 @@ fn stand_by(s: &ClusterState, local: &LocalState, primary: NodeId, wipe: Wipe) -
         }
         Lineage::Fits => act(Action::Follow { primary, epoch: s.epoch }, StepReason::Following(primary)),
         Lineage::Unknown if local.postgres.state == PostgresState::Stopped => act(Action::StartDetached, StepReason::UnknownPosition),
+        Lineage::Unknown if older_than_the_cluster(s, local) => {
+            replace(local, primary, wipe, "its WAL is older than the cluster".to_owned())
+        }
         Lineage::Unknown => hold(StepReason::UnknownPosition),
         Lineage::Impostor => replace(local, primary, wipe, "its timeline has the primary's number and another history".to_owned()),
         // What the administrator accepted to lose is kept aside rather than rewound away.
@@ -272,6 +280,13 @@ fn stand_by(s: &ClusterState, local: &LocalState, primary: NodeId, wipe: Wipe) -
             None => rewind(local, primary, upstream),
         },
     }
+}
+
+/// A copy of an adopted database from before its latest promotions: nobody here claimed its timeline, so that it has no place in an election, and
+/// never will.
+fn older_than_the_cluster(s: &ClusterState, local: &LocalState) -> bool {
+    let unclaimed = local.postgres.timeline.is_some_and(|timeline| s.timelines.writer(timeline).is_none());
+    local.postgres.state == PostgresState::Running && unclaimed
 }
 
 /// Was what this copy holds beyond the primary's accepted as lost, by any election since it was written? Where the history does not reach

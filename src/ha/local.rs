@@ -214,7 +214,9 @@ impl fmt::Display for StepReason {
                     "the storage takes no WAL: commits wait for it, giving up the right to write (look at the disk of the data directory)"
                 )
             }
-            StepReason::Unresponsive => write!(f, "postgres does not answer, and may be a primary: stopping it"),
+            StepReason::Unresponsive => {
+                write!(f, "postgres does not answer, and may be a primary or is awaited by an election: stopping it")
+            }
             StepReason::LeaseNeeded => write!(f, "elected: taking the lease"),
             StepReason::LeaseUnused => write!(f, "Postgres is not primary any more: giving the lease back"),
             StepReason::NotBootstrapped => write!(f, "no database yet: waiting for the first member to initialise"),

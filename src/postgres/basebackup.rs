@@ -4,10 +4,10 @@
 use super::conf::{Upstream, application_name};
 use super::error::{Error, io};
 use super::install::Install;
-use super::instance::{Activity, Instance, set_mode};
+use super::instance::{Activity, Instance};
 use super::layout::Layout;
 use super::process::lock;
-use super::swap::{discard, mend, remove, swap};
+use super::swap::{discard, empty_incoming, remove, swap};
 use super::tool::{self, KillGroup, blocking};
 use super::user::RunAs;
 use crate::types::SystemId;
@@ -150,14 +150,8 @@ fn parse_progress(line: &str) -> Option<(u64, u64)> {
 /// older than the one that is being replaced, which stays. A copy that cannot fit is not begun: the consensus log may be on the same disk.
 fn make_room(layout: &Layout, run_as: &RunAs, size: Option<u64>) -> Result<(), Error> {
     let incoming = layout.incoming();
-    // A swap that failed may have left the only copy aside (INV-10).
-    mend(layout)?;
-    remove(&incoming)?;
+    empty_incoming(layout, run_as)?;
     discard(layout)?;
-    std::fs::create_dir_all(&incoming).map_err(io("cannot create", &incoming))?;
-    set_mode(&incoming, 0o700)?;
-    run_as.own(&incoming)?;
-    run_as.check_traversable(&incoming)?;
     let free = || rustix::fs::statvfs(&incoming).map(|s| s.f_bavail.saturating_mul(s.f_frsize)).unwrap_or(u64::MAX);
     let wanted = size.unwrap_or_else(|| size_of_directory(&layout.pgdata));
     if layout.previous().exists() && free() < wanted.saturating_mul(12) / 10 {

@@ -84,6 +84,9 @@ pub(super) struct Promotion {
 pub(super) struct StoppedAt {
     pub timeline: Timeline,
     pub lsn: Lsn,
+    /// All of it had been replayed: the data files hold what it says.
+    #[serde(default)]
+    pub replayed: bool,
     /// Digest of pg_control after that stop: any later start makes it differ.
     pub control: String,
 }

@@ -91,6 +91,8 @@ pub enum Error {
     NeedsClone(String),
     #[error("{0} was not shut down cleanly: start it detached and stop it first")]
     NotCleanlyStopped(PathBuf),
+    #[error("{0} may not hold all that its WAL says: start it detached, let it replay, and stop it first")]
+    NotReplayed(PathBuf),
     #[error("`{what}` cannot be read in the output of {tool}")]
     Unreadable { tool: &'static str, what: &'static str },
 }

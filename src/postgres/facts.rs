@@ -38,6 +38,14 @@ SELECT 'p', CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END, \
 SELECT 's', application_name, state, coalesce(flush_lsn, '0/0'), coalesce(replay_lsn, '0/0'), coalesce(sync_priority, 0) \
   FROM pg_stat_replication WHERE application_name LIKE 'trilithon\\_n%'";
 
+/// Where the WAL of a detached standby ends, and whether it has replayed all of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LocalEnd {
+    pub timeline: Timeline,
+    pub lsn: Lsn,
+    pub replayed: bool,
+}
+
 /// The rows of [`SURVEY`].
 #[derive(Debug, Default)]
 pub(super) struct Survey {
@@ -101,6 +109,15 @@ impl Survey {
         self.received.is_some() || self.startup_waits
     }
 
+    /// Has a server without a walreceiver replayed all WAL that is here? One that received nothing since its start waits only at the end of
+    /// what it can read; one that did waits for a moment as soon as its walreceiver goes, whatever it has not read yet.
+    fn all_replayed(&self) -> bool {
+        match self.received {
+            Some(received) => self.replayed >= Some(received),
+            None => self.startup_waits,
+        }
+    }
+
     /// The end that `identity`, read after this, proves. Where receiving went on to another timeline than replay, the server tells
     /// the end of the replayed WAL only, and more may be there.
     fn end(&self, identity: &Identity) -> Option<Lsn> {
@@ -150,7 +167,8 @@ impl Instance {
         if !self.leftovers().await.is_empty() {
             return blank(PostgresState::Stopping);
         }
-        self.stopped_facts(writers).await.unwrap_or_else(|_| blank(PostgresState::Unknown))
+        // Nothing runs there. What its pg_control does not tell is not known; that it is down is, and that a copy may take its place.
+        self.stopped_facts(writers).await.unwrap_or_else(|_| blank(PostgresState::Stopped))
     }
 
     async fn running_facts(&self, writers: &(dyn Fn(Timeline) -> Option<Epoch> + Sync)) -> Result<PostgresFacts, Error> {
@@ -244,13 +262,22 @@ impl Instance {
     }
 
     /// End of the WAL of a running standby without a walreceiver, `None` while more may be there.
-    pub(super) async fn flushed_end(&self) -> Result<Option<(Timeline, Lsn)>, Error> {
+    pub(super) async fn flushed_end(&self) -> Result<Option<LocalEnd>, Error> {
         let survey = Survey::take(&*self.session().await?).await?;
         if !survey.in_recovery || survey.walreceivers > 0 {
             return Ok(None);
         }
         let identity = self.identify().await?;
-        Ok(survey.end(&identity).map(|lsn| (identity.timeline, lsn)))
+        Ok(survey.end(&identity).map(|lsn| LocalEnd { timeline: identity.timeline, lsn, replayed: survey.all_replayed() }))
+    }
+
+    /// How far a detached standby has replayed, and whether that is all it has.
+    pub(super) async fn replayed(&self) -> Result<(Option<Lsn>, bool), Error> {
+        let survey = Survey::take(&*self.session().await?).await?;
+        if !survey.in_recovery {
+            return Err(Error::NotStandby);
+        }
+        Ok((survey.replayed, survey.walreceivers == 0 && survey.all_replayed()))
     }
 
     /// Where the WAL of a stopped directory ends; `None` where only a start tells.
@@ -262,6 +289,17 @@ impl Instance {
             (LastState::ShutDownInRecovery, Some(stopped)) => Some((stopped.timeline, stopped.lsn)),
             // Received WAL may lie beyond what pg_control knows.
             (LastState::ShutDownInRecovery, None) | (LastState::Unclean, _) => None,
+        })
+    }
+
+    /// Do the data files of a stopped directory hold all that its WAL says?
+    pub(super) async fn stopped_replayed(&self) -> Result<bool, Error> {
+        let control = self.cached_control().await?;
+        let remembered = lock(&self.model).intent.stopped.clone().filter(|s| s.control == control.digest);
+        Ok(match control.state {
+            LastState::ShutDown => true,
+            LastState::ShutDownInRecovery => remembered.is_some_and(|stopped| stopped.replayed),
+            LastState::Unclean => false,
         })
     }
 

@@ -7,13 +7,14 @@
 
 use super::conf::{Upstream, application_name};
 use super::error::Error;
+use super::facts::LocalEnd;
 use super::history::{self, Descent};
 use super::instance::{Activity, Instance, QUERY_LIMIT};
 use super::lifecycle::POLL;
 use super::procfs;
 use super::session::{Host, Session, Target};
 use super::tool::{blocking, within};
-use crate::types::{Lsn, SystemId, Timeline};
+use crate::types::SystemId;
 use rustix::process::Signal;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -22,6 +23,8 @@ use tokio::time::sleep;
 const PATIENCE: Duration = Duration::from_millis(250);
 /// A standby stops within milliseconds, or after its restartpoint.
 const RESTART_LIMIT: Duration = Duration::from_secs(20);
+/// What a standby still has to replay when it is stopped is milliseconds' worth, or much.
+const REPLAY_MOMENT: Duration = Duration::from_secs(1);
 const WALRECEIVERS: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver'";
 
 impl Instance {
@@ -89,18 +92,31 @@ impl Instance {
         self.reload().await
     }
 
-    /// End of the WAL that a running, detached standby holds, with its timeline; `None` while it cannot be proved, and on a primary.
-    pub(super) async fn proved_end(&self) -> Option<(Timeline, Lsn)> {
-        let proved = async {
+    /// End of the WAL that a running, detached standby holds; `None` while it cannot be proved, and on a primary. It has a moment to replay
+    /// that, too; not longer, since the end may lie in the middle of a record.
+    pub(super) async fn proved_end(&self) -> Option<LocalEnd> {
+        let mut known = None;
+        let replayed = async {
             while self.session().await?.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() == Some("t") {
-                if let Some(end) = self.flushed_end().await? {
-                    return Ok(Some(end));
+                let (end, since) = match (self.flushed_end().await?, known) {
+                    (Some(end), Some((_, since))) => (end, since),
+                    (Some(end), None) => (end, self.clock.now()),
+                    (None, _) => {
+                        sleep(POLL).await;
+                        continue;
+                    }
+                };
+                known = Some((end, since));
+                if end.replayed || self.clock.now().since(since) >= REPLAY_MOMENT {
+                    return Ok(());
                 }
                 sleep(POLL).await;
             }
-            Ok(None)
+            known = None;
+            Ok(())
         };
-        within(Duration::from_secs(5), "the end of WAL", proved).await.ok().flatten()
+        let _ = within(Duration::from_secs(5), "the end of WAL", replayed).await;
+        known.map(|(end, _)| end)
     }
 
     /// A connection to the upstream's database `postgres` as the replication role.

@@ -17,6 +17,9 @@ const NEVER_APPLIES: &str = "record cannot match";
 /// Bytes of the log's end that tell of a start, with a message for each of many bad lines.
 const LOOKED_AT: u64 = 64 << 10;
 
+/// Lets nobody in.
+const NOBODY: [&str; 2] = ["local all all reject", "host all all all reject"];
+
 /// A line of the file, and what PostgreSQL says of it.
 type Refused = (String, String);
 
@@ -64,28 +67,58 @@ impl Instance {
         let (layout, lines) = (self.layout.clone(), lock(&self.model).wishes.hba.clone());
         let said = blocking(move || said_of_hba(&log_end(&layout, LOOKED_AT), &layout, &lines)).await;
         let Some(refused) = said else { return false };
-        // What is wrong may be in a file that a line of ours includes, or be said in words that are not known here. A server has to start (P7).
-        const INCLUDED: &str = "the file cannot be read, maybe because of what this line includes";
+        // What is wrong may be in a file that a line of ours names, or be said in words that are not known here. A server has to start (P7).
+        const NAMED: &str = "the file cannot be read, maybe because of another one that this line names";
         const ANY: &str = "the file cannot be read, and it is not clear which line is why";
         let mended = self.leave_out(|line| said_of(&refused, line))
-            || self.leave_out(|line| line.starts_with("include").then(|| INCLUDED.to_owned()))
-            || self.leave_out(|_| Some(ANY.to_owned()));
+            || self.shut_out(|line| names_a_file(line).then(|| NAMED.to_owned()))
+            || self.shut_out(|_| Some(ANY.to_owned()));
         mended && self.retune(|_| {}).await.is_ok()
+    }
+
+    /// Leaves out lines that were only guessed at. One of them may have refused somebody: then nobody is let in from where it stood on, so that
+    /// what was forbidden is not open until it is corrected. The roles of Trilithon itself come before.
+    fn shut_out(&self, why: impl Fn(&str) -> Option<String>) -> bool {
+        self.replace(|line| {
+            let why = why(line).filter(|_| !NOBODY.contains(&line))?;
+            Some((why, if may_refuse(line) { &NOBODY } else { &[] }))
+        })
     }
 
     /// Leaves out the lines that `why` says something of; `false`: there were none.
     fn leave_out(&self, why: impl Fn(&str) -> Option<String>) -> bool {
-        let mut model = lock(&self.model);
-        let before = model.wishes.hba.len();
-        model.wishes.hba.retain(|line| match why(&as_written(line)) {
-            Some(why) => {
-                tracing::warn!(%line, %why, "left out of pg_hba.conf; correct it with `trilithon config set postgres.hba`");
-                false
-            }
-            None => true,
-        });
-        model.wishes.hba.len() != before
+        self.replace(|line| Some((why(line)?, &[])))
     }
+
+    fn replace(&self, by: impl Fn(&str) -> Option<(String, &'static [&'static str])>) -> bool {
+        let mut model = lock(&self.model);
+        let mut replaced = false;
+        let mut lines = Vec::new();
+        for line in std::mem::take(&mut model.wishes.hba) {
+            let Some((why, instead)) = by(&as_written(&line)) else {
+                lines.push(line);
+                continue;
+            };
+            replaced = true;
+            tracing::warn!(%line, %why, "left out of pg_hba.conf; correct it with `trilithon config set postgres.hba`");
+            if !instead.is_empty() {
+                tracing::error!(%line, "it may have refused connections: until it is corrected, all that come to this place are refused");
+            }
+            lines.extend(instead.iter().map(|line| (*line).to_owned()));
+        }
+        model.wishes.hba = lines;
+        replaced
+    }
+}
+
+/// What this line says is in another file: an included one, or a list of names.
+fn names_a_file(line: &str) -> bool {
+    line.starts_with("include") || line.split([' ', '\t', ',']).any(|word| word.trim_start_matches('"').starts_with('@'))
+}
+
+/// Does it refuse anybody, or may what it includes?
+fn may_refuse(line: &str) -> bool {
+    line.starts_with("include") || line.split_whitespace().any(|word| word == "reject")
 }
 
 fn said_of(refused: &[Refused], line: &str) -> Option<String> {

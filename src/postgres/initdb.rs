@@ -4,13 +4,15 @@
 use super::conf::{REPLICATION_ROLE, SUPERUSER};
 use super::durable::write_private;
 use super::error::{Error, io};
-use super::instance::{Activity, Instance, data_major, set_mode};
+use super::instance::{Activity, Instance, data_major};
 use super::lifecycle::STANDBY_SIGNAL;
 use super::secrets::generate_secrets;
 use super::session::literal;
+use super::swap;
 use super::tool::{self, blocking};
 use crate::cluster::Secrets;
 use crate::types::SystemId;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -30,7 +32,7 @@ const REWIND_FUNCTIONS: &[&str] = &[
 
 impl Instance {
     /// Initialises the database of a new cluster, with passwords drawn here unless some were set before. Refuses a directory that
-    /// holds anything.
+    /// holds anything. It is made beside the data directory and takes its place when it is whole: one that broke off is begun anew.
     pub async fn init_db(&self) -> Result<SystemId, Error> {
         let _working = self.begin(Activity::Initialising)?;
         let (layout, run_as) = (self.layout.clone(), self.run_as.clone());
@@ -38,10 +40,7 @@ impl Instance {
             if data_major(&layout)?.is_some() {
                 return Err(Error::AlreadyInitialised { path: layout.pgdata.clone() });
             }
-            std::fs::create_dir_all(&layout.pgdata).map_err(io("cannot create", &layout.pgdata))?;
-            set_mode(&layout.pgdata, 0o700)?;
-            run_as.own(&layout.pgdata)?;
-            run_as.check_traversable(&layout.pgdata)
+            swap::empty_incoming(&layout, &run_as)
         })
         .await?;
         let install = self.refresh_install().await?;
@@ -51,7 +50,8 @@ impl Instance {
         write_private(&pwfile, &secrets.superuser)?;
         self.run_as.own(&pwfile)?;
         let mut command = tool::command(&install, "initdb", &self.run_as, &self.layout.node_dir);
-        command.arg("-D").arg(&self.layout.pgdata).arg("--pwfile").arg(&pwfile);
+        let incoming = self.layout.incoming();
+        command.arg("-D").arg(&incoming).arg("--pwfile").arg(&pwfile);
         command.args(["-U", SUPERUSER, "--encoding=UTF8", "--data-checksums", "--auth=scram-sha-256"]);
         // Sorts by code point: the order of text never changes with the operating system's libraries.
         if install.major >= 17 {
@@ -62,7 +62,9 @@ impl Instance {
         let made = tool::run(command, "initdb", INITDB_LIMIT).await;
         let _ = std::fs::remove_file(&pwfile);
         made?;
-        self.make_roles(&secrets, true).await?;
+        self.make_roles(&incoming, &secrets, true).await?;
+        let layout = self.layout.clone();
+        blocking(move || swap::swap(&layout)).await?;
         Ok(self.control_data().await?.system)
     }
 
@@ -91,12 +93,12 @@ impl Instance {
         self.refresh_install().await?;
         let secrets = self.secrets().unwrap_or_else(generate_secrets);
         self.set_secrets(secrets.clone()).await?;
-        self.make_roles(&secrets, false).await?;
+        self.make_roles(&self.layout.pgdata, &secrets, false).await?;
         Ok(self.control_data().await?.system)
     }
 
     /// Single-user mode: one statement per line, nobody listens.
-    async fn make_roles(&self, secrets: &Secrets, fresh: bool) -> Result<(), Error> {
+    async fn make_roles(&self, pgdata: &Path, secrets: &Secrets, fresh: bool) -> Result<(), Error> {
         let mut statements = vec![
             format!(
                 "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{REPLICATION_ROLE}') THEN \
@@ -111,7 +113,7 @@ impl Instance {
         }
         let install = self.install();
         let mut command = tool::command(&install, "postgres", &self.run_as, &self.layout.node_dir);
-        command.args(["--single", "-j", "-D"]).arg(&self.layout.pgdata);
+        command.args(["--single", "-j", "-D"]).arg(pgdata);
         command.args(["-c", "password_encryption=scram-sha-256", "-c", "log_statement=none", "-c", "log_min_messages=warning"]);
         command.args(["-c", "synchronous_standby_names=", "-c", "log_min_error_statement=panic", "postgres"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -416,6 +416,11 @@ impl Instance {
     }
 
     pub(super) async fn control_data(&self) -> Result<ControlData, Error> {
+        let path = self.layout.pgdata.join("global/pg_control");
+        let missing = blocking(move || matches!(path.metadata(), Err(e) if e.kind() == std::io::ErrorKind::NotFound)).await;
+        if missing && self.layout.pgdata.join("PG_VERSION").exists() {
+            return Err(Error::NeedsClone("its global/pg_control is missing".to_owned()));
+        }
         let install = self.install();
         ControlData::read(&install, &self.run_as, &self.layout).await
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   <node_dir>/pgdata              the data directory (may be configured elsewhere)
-//!   <node_dir>/pgdata.incoming     a base backup that is being taken
+//!   <node_dir>/pgdata.incoming     a base backup that is being taken, a database that is being initialised
 //!   <node_dir>/pgdata.previous     the directory that the last copy replaced, kept aside (INV-10)
 //!   <node_dir>/pgdata.discarded    the one before that, about to be deleted
 //!   <node_dir>/pgdata.SWAPPING     a copy is taking the place of the data directory

@@ -7,6 +7,7 @@ use super::conf::{Intent, StoppedAt, SyncNames, Upstream};
 use super::control::LastState;
 use super::durable::write_atomic;
 use super::error::Error;
+use super::facts::LocalEnd;
 use super::instance::{Activity, Instance, QUERY_LIMIT, data_major};
 use super::process::{Postmaster, lock};
 use super::procfs::{self, PidFile};
@@ -134,7 +135,8 @@ impl Instance {
         self.signal_and_wait(Signal::INT, limit).await?;
         let control = self.control_data().await?;
         if let (Some(end), LastState::ShutDownInRecovery) = (end, control.state) {
-            let stopped = StoppedAt { timeline: end.0, lsn: end.1, control: control.digest };
+            let LocalEnd { timeline, lsn, replayed } = end;
+            let stopped = StoppedAt { timeline, lsn, replayed, control: control.digest };
             self.retune(|intent| intent.stopped = Some(stopped)).await?;
         }
         Ok(())

@@ -95,7 +95,15 @@ pub(super) fn tools_of(layout: &Layout) -> Vec<i32> {
         let raw = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         raw.split(|byte| *byte == 0).any(|word| ours.iter().any(|path| path.as_os_str().as_bytes() == word))
     };
-    all().filter(|pid| TOOLS.iter().any(|name| is_program(*pid, name))).filter(works_on_ours).collect()
+    let tools = all().filter(|pid| TOOLS.iter().any(|name| is_program(*pid, name))).filter(works_on_ours);
+    tools.chain(all().filter(|pid| prepares(*pid, &layout.incoming()))).collect()
+}
+
+/// A single-user server on a database that is being initialised. One on the data directory may be somebody's who repairs it.
+fn prepares(pid: i32, incoming: &Path) -> bool {
+    let raw = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let has = |word: &[u8]| raw.split(|byte| *byte == 0).any(|w| w == word);
+    is_program(pid, "postgres") && has(b"--single") && has(incoming.as_os_str().as_bytes())
 }
 
 /// Ends what a killed predecessor of this process left at work: it would go on writing beside whatever is done next.

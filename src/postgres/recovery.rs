@@ -2,12 +2,14 @@
 
 use super::error::Error;
 use super::instance::Instance;
+use super::lifecycle::POLL;
 use super::process::{self, lock};
 use super::procfs;
 use super::tool::blocking;
 use crate::ha::{PostgresFacts, Role};
 use crate::types::{Epoch, Millis, NodeId, WalPosition};
 use std::time::Duration;
+use tokio::time::sleep;
 
 /// PostgreSQL names the WAL segment that it replays in the title of its startup process, and what has come in that of its receiver. One that
 /// neither goes on to another segment, nor does any work, nor receives anything for this long waits.
@@ -134,6 +136,31 @@ impl Instance {
             seen.hopeless = starved_for_ever(&log).map(str::to_owned);
         }
         *lock(&self.recovery) = Some(seen);
+    }
+
+    /// Waits until a running, detached standby has replayed all of its WAL. One that stands still for a minute needs a copy.
+    pub async fn replay_all(&self) -> Result<(), Error> {
+        let (mut reached, mut since) = (None, self.clock.now());
+        loop {
+            if self.supervisor.pid().is_none() {
+                return Err(self.start_failed().await);
+            }
+            // While it starts, it is the facts that watch it.
+            if let Some(why) = self.stalled() {
+                return Err(Error::NeedsClone(why));
+            }
+            match self.replayed().await {
+                Ok((_, true)) => return Ok(()),
+                Ok((replayed, false)) if replayed == reached => {}
+                Ok((replayed, false)) => (reached, since) = (replayed, self.clock.now()),
+                Err(Error::NotStandby) => return Err(Error::NotStandby),
+                Err(_) => since = self.clock.now(),
+            }
+            if self.clock.now().since(since) >= STALLED_AFTER {
+                return Err(Error::NeedsClone("it does not replay the WAL that it holds".to_owned()));
+            }
+            sleep(POLL).await;
+        }
     }
 
     /// It streams, or is down: nothing waits.

@@ -5,7 +5,6 @@
 //! already refuses leaves no mark.
 
 use super::conf::Upstream;
-use super::control::LastState;
 use super::durable::{sync_dir, write_private};
 use super::error::{Error, io};
 use super::instance::{Activity, Instance};
@@ -13,7 +12,7 @@ use super::lifecycle::POLL;
 use super::process::lock;
 use super::session::Session;
 use super::tool::{self, blocking, within};
-use super::{conf, layout::Layout};
+use super::{conf, layout::Layout, swap};
 use crate::types::{Lsn, SystemId, Timeline};
 use std::time::Duration;
 use tokio::time::sleep;
@@ -44,8 +43,10 @@ impl Instance {
         }
         let control = self.control_data().await?;
         self.check_system(&control, system)?;
-        if control.state == LastState::Unclean {
-            return Err(Error::NotCleanlyStopped(self.layout.pgdata.clone()));
+        // pg_rewind copies what changed since the last checkpoint before the divergence that it finds in the WAL, and takes for granted that
+        // the files hold everything before. Those of a server that was stopped while it replayed do not (INV-10).
+        if !self.stopped_replayed().await? {
+            return Err(Error::NotReplayed(self.layout.pgdata.clone()));
         }
         let session = self.connect_upstream(source).await?;
         self.reserve_upstream_slot(&session).await?;
@@ -54,7 +55,12 @@ impl Instance {
         // Read while the directory is still whole: what it ever confirmed ends here.
         let end = self.stopped_end().await?;
         let layout = self.layout.clone();
-        blocking(move || mark(&layout, end)).await?;
+        blocking(move || {
+            // What a swap that failed half-way left would otherwise lift this mark at the next start.
+            swap::mend(&layout)?;
+            mark(&layout, end)
+        })
+        .await?;
         self.pg_rewind(source, false).await.map_err(|e| Error::NeedsClone(e.to_string()))?;
         // From its start on it receives, and confirms, what the mark does not know of.
         let layout = self.layout.clone();

@@ -9,11 +9,25 @@
 
 use super::durable::{sync_dir, write_private};
 use super::error::{Error, io};
+use super::instance::set_mode;
 use super::layout::Layout;
+use super::user::RunAs;
 use std::path::Path;
 
 /// Begins the mark's line about the copy.
 const COPY: &str = "its inode is ";
+
+/// An empty directory in which a copy or a new database is made; what an earlier attempt left there goes.
+pub(super) fn empty_incoming(layout: &Layout, run_as: &RunAs) -> Result<(), Error> {
+    let incoming = layout.incoming();
+    // A swap that failed may have left the only copy aside (INV-10).
+    mend(layout)?;
+    remove(&incoming)?;
+    std::fs::create_dir_all(&incoming).map_err(io("cannot create", &incoming))?;
+    set_mode(&incoming, 0o700)?;
+    run_as.own(&incoming)?;
+    run_as.check_traversable(&incoming)
+}
 
 /// Replaces the data directory by the copy beside it. Nothing here takes long, whatever the sizes: what was discarded is deleted by
 /// [`discard`], when the directory is in use again. Where a rename fails, the old directory has its name again.

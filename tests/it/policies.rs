@@ -241,3 +241,33 @@ fn what_may_have_been_accepted_as_lost_before_the_history_begins_is_kept_aside()
     assert!(matches!(converge(&s, &wrote(99)).reason, StepReason::CloneNeeded(_)), "election 100 is forgotten");
     assert!(matches!(converge(&s, &wrote(100)).reason, StepReason::Diverged { .. }), "no election since is");
 }
+
+/// A replica of an adopted database that missed some of its promotions: only the latest timeline was ever claimed.
+#[test]
+fn wal_from_before_an_adopted_database_is_copied_anew() {
+    let mut s = cluster(Phase::Steady { primary: TWO });
+    let claim = |timeline, epoch| TimelineClaim { timeline: Timeline(timeline), epoch: Epoch(epoch), node: TWO, settled: true };
+    s.timelines = TimelineClaims(vec![claim(7, 0), claim(8, 1)]);
+    let on = |timeline, position| {
+        let postgres = PostgresFacts { timeline: Some(Timeline(timeline)), position, ..standby() };
+        let ancestry = vec![(Timeline(5), Lsn(50)), (Timeline(7), Lsn(100))];
+        let upstream = Some(Upstream { node: TWO, accepting: true, timeline: Timeline(8), ancestry });
+        LocalState { me: ONE, promised: s.epoch, postgres, upstream, ..LocalState::default() }
+    };
+    let step = converge(&s, &on(5, None));
+    assert!(matches!(step.reason, StepReason::CloneNeeded(_)), "nobody can say where it stands: {step:?}");
+    assert_eq!(converge(&s, &on(7, None)).reason, StepReason::UnknownPosition, "its end will be known");
+    let adopted = converge(&s, &on(7, Some(WalPosition { writer: Epoch(0), lsn: Lsn(90) })));
+    assert!(matches!(adopted.action, Some(Action::Follow { .. })), "{adopted:?}");
+}
+
+/// Its walreceiver goes on while its postmaster hangs, so that the rule still counts on it.
+#[test]
+fn a_standby_that_hangs_is_stopped_when_an_election_waits_for_its_seal() {
+    let mut s = cluster(Phase::Steady { primary: ONE });
+    let postgres = PostgresFacts { state: PostgresState::Unknown, ..PostgresFacts::default() };
+    let hangs = LocalState { me: TWO, promised: s.epoch, postgres, hung: true, following: Some((ONE, s.epoch)), ..LocalState::default() };
+    assert_eq!(converge(&s, &hangs).action, None, "it may only be busy");
+    s.phase = Phase::Electing { preferred: None, accept_loss: false };
+    assert_eq!(converge(&s, &hangs).action, Some(Action::Demote));
+}

@@ -5,6 +5,7 @@ use crate::ports::free_port;
 use crate::postgres_rig::{Server, bin_dir, temp_dir};
 use std::collections::BTreeMap;
 use std::path::Path;
+use trilithon::ha::PostgresState;
 use trilithon::postgres::{Instance, InstanceConfig, PostgresError as Error};
 use trilithon::telemetry::Clock;
 use trilithon::types::{NodeId, SystemId};
@@ -159,4 +160,46 @@ async fn lines_of_pg_hba_conf_that_postgresql_refuses_are_left_out() {
     server.instance.configure(server.settings(), vec![included, good[0].to_owned()]).await.unwrap();
     server.instance.start_detached(None).await.unwrap();
     assert_eq!(server.sql(kept).await.as_deref(), Some("host reject"));
+}
+
+/// PostgreSQL 15 does not say which line names the list that is missing. What that line refused must not be open instead.
+#[tokio::test]
+async fn where_a_refusing_line_cannot_be_read_nobody_is_let_in() {
+    let server = Server::initialised(1).await;
+    let lines = ["host all @missing 10.0.0.0/8 scram-sha-256", "host all @missing all reject", "local all all trust"];
+    server.instance.configure(server.settings(), lines.map(str::to_owned).to_vec()).await.unwrap();
+    server.instance.start_detached(None).await.unwrap();
+    server.until("is up, for Trilithon", |f| f.state == PostgresState::Running).await;
+    let refused = server.try_client().await.err().expect("nobody is let in");
+    assert!(refused.as_db_error().is_some_and(|e| e.message().contains("rejects connection")), "{refused:?}");
+    server.instance.configure(server.settings(), Vec::new()).await.unwrap();
+    crate::postgres_rig::until("it was corrected", || async { server.try_client().await.is_ok() }).await;
+}
+
+/// What a killed node left of it is no database.
+#[tokio::test]
+async fn an_initialisation_that_broke_off_is_begun_anew() {
+    let server = Server::empty(1).await;
+    {
+        let mut begun = Box::pin(server.instance.init_db());
+        let incoming = server.dir.path().join("pgdata.incoming/PG_VERSION");
+        tokio::select! {
+            biased;
+            () = crate::postgres_rig::until("initdb has begun", || async { incoming.exists() }) => {}
+            ended = &mut begun => panic!("it ended first: {ended:?}"),
+        }
+    }
+    assert_eq!(server.facts().await.state, PostgresState::Absent);
+    server.instance.init_db().await.unwrap();
+    server.instance.start_detached(None).await.unwrap();
+}
+
+/// A copy may take the place of a directory that cannot be read.
+#[tokio::test]
+async fn a_directory_without_its_control_file_needs_a_copy() {
+    let server = Server::initialised(1).await;
+    std::fs::remove_file(server.instance.pgdata().join("global/pg_control")).unwrap();
+    let facts = server.facts().await;
+    assert_eq!((facts.state, facts.position), (PostgresState::Stopped, None));
+    assert!(matches!(server.instance.start_detached(None).await, Err(Error::NeedsClone(_))));
 }

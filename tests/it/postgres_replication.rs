@@ -189,7 +189,7 @@ async fn a_diverged_primary_is_rewound_and_follows() {
     old.instance.demote().await.unwrap();
     winner.instance.promote(Epoch(4), Timeline(4), &winner.alone(), LIMIT).await.unwrap();
     write(&winner, "b").await;
-    assert!(matches!(old.instance.rewind(&winner.upstream(4), None).await, Err(Error::NotCleanlyStopped(_))));
+    assert!(matches!(old.instance.rewind(&winner.upstream(4), None).await, Err(Error::NotReplayed(_))));
     old.instance.start_detached(None).await.unwrap();
     let recovered = old.until("knows its end", |f| f.position.is_some()).await;
     old.instance.stop(LIMIT).await.unwrap();
@@ -200,6 +200,39 @@ async fn a_diverged_primary_is_rewound_and_follows() {
     assert_eq!(old.instance.following(), Some((NodeId(2), Epoch(4))));
     until_reads(&old, "a b").await;
     old.until("streams on the new timeline", |f| f.streaming_from == Some(NodeId(2)) && f.timeline == Some(Timeline(4))).await;
+}
+
+/// INV-10: pg_rewind takes the files to hold all before the last checkpoint that it finds in the WAL, also where that was never replayed.
+#[tokio::test]
+async fn a_standby_replays_what_it_holds_before_it_is_rewound() {
+    let old = Server::primary(1).await;
+    let winner = Server::standby(2, &old).await;
+    let lagging = Server::standby(3, &old).await;
+    write(&old, "a").await;
+    until_reads(&lagging, "a").await;
+    lagging.sql("SELECT pg_wal_replay_pause()").await;
+    until("replay is paused", || async { lagging.sql("SELECT pg_get_wal_replay_pause_state()").await.as_deref() == Some("paused") }).await;
+    old.sql("SET synchronous_commit = local; CREATE TABLE many AS SELECT g AS n FROM generate_series(1, 20000) g").await;
+    old.sql("CHECKPOINT").await;
+    write(&old, "b").await;
+    until_reads(&winner, "a b").await;
+    winner.instance.detach(LIMIT).await.unwrap();
+    write(&old, "lost").await;
+    let end = old.facts().await.position.unwrap().lsn;
+    lagging.until("has received all of it", |f| f.position.is_some_and(|p| p.lsn >= end)).await;
+    old.instance.demote().await.unwrap();
+    lagging.instance.stop(LIMIT).await.unwrap();
+    winner.instance.promote(Epoch(4), Timeline(4), &winner.alone(), LIMIT).await.unwrap();
+    let source = winner.upstream(4);
+    if let Err(refused) = lagging.instance.rewind(&source, None).await {
+        assert!(matches!(refused, Error::NotReplayed(_)), "{refused}");
+        lagging.instance.start_detached(None).await.unwrap();
+        lagging.instance.replay_all().await.unwrap();
+        lagging.instance.stop(LIMIT).await.unwrap();
+        lagging.instance.rewind(&source, None).await.unwrap();
+    }
+    until_reads(&lagging, "a b").await;
+    assert_eq!(lagging.sql("SELECT count(*) FROM many").await.as_deref(), Some("20000"), "nothing before the divergence is missing");
 }
 
 #[tokio::test]

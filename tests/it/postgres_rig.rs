@@ -199,11 +199,15 @@ impl Server {
 
     /// A client's session over TCP, with the superuser's password.
     pub async fn client(&self) -> Client {
+        self.try_client().await.unwrap()
+    }
+
+    pub async fn try_client(&self) -> Result<Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
         config.host("127.0.0.1").port(self.port).user("postgres").password(self.secrets().superuser).dbname("postgres");
-        let (client, connection) = config.connect(NoTls).await.unwrap();
+        let (client, connection) = config.connect(NoTls).await?;
         tokio::task::spawn(connection);
-        client
+        Ok(client)
     }
 
     pub async fn sql(&self, sql: &str) -> Option<String> {
