@@ -157,6 +157,9 @@ impl Session {
             }
         };
         let mut held = Held::new(lease, passage);
+        held.forget_unnamed(&replay.bytes);
+        // A batch makes the unnamed statement, a Query takes it away.
+        held.set_unnamed(replay.bytes.first() != Some(&b'Q'));
         held.out.extend_from_slice(&replay.bytes);
         let mut messages = StreamBuffer::default();
         messages.feed(&replay.bytes);

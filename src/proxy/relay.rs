@@ -252,6 +252,10 @@ impl Session {
                 let class = self.class_of(frame, 0);
                 self.pinned |= class.pins;
                 self.statements.query_sent();
+                // Behind an error the server skips it as everything else up to Sync.
+                if !self.tracker.owes_sync() {
+                    self.holding().set_unnamed(false);
+                }
                 Effect::of(class.kind)
             }
             b'P' => {
@@ -262,7 +266,11 @@ impl Session {
                 let stays = name.is_empty() || self.door != Door::Auto || self.held.as_ref().is_none_or(|held| held.link.to_primary);
                 let portable = Some(body).filter(|body| frame.is_complete() && self.statements.has_room_for(body.len()));
                 self.pinned |= !stays && portable.is_none();
+                let unnamed = name.is_empty();
                 self.statements.parse_sent(name, class, portable.filter(|_| !stays));
+                if unnamed {
+                    self.holding().set_unnamed(true);
+                }
                 Effect::Nothing
             }
             b'B' => {
@@ -330,7 +338,7 @@ impl Session {
         }
     }
 
-    /// The answer to a statement made again, to a BEGIN that the client has had, or the rest of one that a standby refused.
+    /// The answer to a statement made again or closed, to a BEGIN that the client has had, or the rest of one that a standby refused.
     fn throw_away(&mut self, frame: &Frame) -> Result<Option<Flow>, End> {
         let held = self.held.as_mut().expect("relay runs only while a server is held");
         let fatal = frame.tag == b'E' && Fields::read(held.inbox.body(frame)).is_fatal();

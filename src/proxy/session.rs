@@ -23,7 +23,7 @@ use super::shared::{Greeting, Shared};
 use super::statements::Statements;
 use crate::bug::{self, Bug};
 use crate::wire::cancel::CancelKey;
-use crate::wire::frame::StreamBuffer;
+use crate::wire::frame::{HEADER_BYTES, StreamBuffer};
 use crate::wire::message::{Severity, TxStatus, put, put_complete, put_error, put_query, put_ready};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -70,7 +70,7 @@ pub struct Held {
     pub out: Vec<u8>,
     /// The answer to a deferred BEGIN is still to come; the client has had it.
     pub swallow: bool,
-    /// Answers to statements that are made again here, which nobody asked for: their ReadyForQuery are still to come.
+    /// Answers to statements that are made again or closed here, which nobody asked for: their ReadyForQuery are still to come.
     pub remade: usize,
     /// Kept over the end of a transaction, because of what the session has there.
     pub kept: bool,
@@ -324,6 +324,9 @@ impl Session {
             Block::None | Block::Lost | Block::Failed => (Vec::new(), false),
         };
         let mut held = Held::new(lease, passage);
+        if !deferred {
+            held.forget_unnamed(self.inbox.unscanned());
+        }
         for body in self.statements.unpack() {
             put(&mut held.out, b'P', |message| message.extend_from_slice(&body));
             // Each for itself: one that fails here, its table dropped meanwhile, leaves the others.
@@ -332,6 +335,7 @@ impl Session {
         }
         if deferred {
             put_query(&mut held.out, &text);
+            held.set_unnamed(false);
             held.swallow = true;
             self.tracker.block_opened();
         } else if (unit.class.kind == Kind::Read || bug::is(Bug::ReplayUnknownWrite)) && !self.is_tied() {
@@ -414,6 +418,7 @@ impl Session {
         if let Some(held) = self.held.take() {
             held.part_clean(TxStatus::Idle, MOVING, self.shared.clock.now()).await;
         }
+        self.statements.moved();
     }
 
     /// After everything was answered outside a transaction: `true` when the server went back to its pool.
@@ -509,6 +514,25 @@ impl Held {
         }
     }
 
+    /// Takes away the unnamed statement that another client may have left, so that PostgreSQL itself answers 26000 to a Bind that means it.
+    /// Not needed where the first of `messages` does so: a Query, or a Parse of the unnamed statement, even if it fails.
+    pub fn forget_unnamed(&mut self, messages: &[u8]) {
+        let replaced = messages.first() == Some(&b'Q') || (messages.first() == Some(&b'P') && messages.get(HEADER_BYTES) == Some(&0));
+        if let Some(server) = self.lease.server_mut().filter(|server| server.unnamed && !replaced) {
+            server.unnamed = false;
+            put(&mut self.out, b'C', |message| message.extend_from_slice(b"S\0"));
+            put(&mut self.out, b'S', |_| {});
+            self.remade += 1;
+        }
+    }
+
+    /// What the next client may find in its session under no name.
+    pub fn set_unnamed(&mut self, unnamed: bool) {
+        if let Some(server) = self.lease.server_mut() {
+            server.unnamed = unnamed;
+        }
+    }
+
     /// Back to the pool if nothing speaks against it, else closed.
     pub fn part(mut self, now: crate::types::Millis) {
         self.passage = None;
@@ -532,6 +556,7 @@ impl Held {
         put_query(&mut cleaning, b"DISCARD ALL");
         if matches!(tokio::time::timeout(patience, self.clean(cleaning, readies)).await, Ok(true)) {
             self.parameters = None;
+            self.set_unnamed(false);
             self.part(now);
         }
     }

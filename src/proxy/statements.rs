@@ -195,6 +195,13 @@ impl Statements {
         self.portable.clear();
     }
 
+    /// The session goes on at another server, and its named statements with it: what has no name stays behind.
+    pub fn moved(&mut self) {
+        self.unnamed = None;
+        self.unbound = None;
+        self.portals.clear();
+    }
+
     /// The server is no longer this session's.
     pub fn clear(&mut self) {
         *self = Statements { batch: self.batch, ..Statements::default() };
