@@ -21,7 +21,7 @@ pub struct Class {
 pub enum Kind {
     /// Nothing at all: an empty string.
     Empty,
-    /// Proved to read only; may run on a standby, and twice.
+    /// Reads, as far as its text shows: may run on a standby, and twice where the server refuses what the text does not show.
     Read,
     /// Opens a transaction in a form that cannot fail.
     Begin { access: Access, tag: BeginTag },

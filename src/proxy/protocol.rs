@@ -20,6 +20,8 @@ pub enum Effect {
     Nothing,
     /// Gives the open transaction up: what follows it is decided on its own.
     GiveUp,
+    /// Reads by its text; where the server does not refuse writes, what it calls may write all the same.
+    Read,
     /// Changes data, which is decided when its transaction ends.
     Write,
     /// Ends a transaction, for good or ill.
@@ -33,7 +35,8 @@ impl Effect {
     #[must_use]
     pub fn of(kind: Kind) -> Effect {
         match kind {
-            Kind::Empty | Kind::Read | Kind::Begin { .. } | Kind::Control | Kind::SetReadOnly => Effect::Nothing,
+            Kind::Empty | Kind::Begin { .. } | Kind::Control | Kind::SetReadOnly => Effect::Nothing,
+            Kind::Read => Effect::Read,
             Kind::Rollback { .. } => Effect::GiveUp,
             Kind::Write => Effect::Write,
             Kind::Commit { .. } => Effect::Commit,
@@ -253,10 +256,10 @@ impl Tracker {
         self.gave_up || self.greatest_effect() >= Effect::Commit
     }
 
-    /// Whether a write in flight is decided by its own end, because no block is open around it.
+    /// Whether what may be a write in flight is decided by its own end, because no block is open around it.
     #[must_use]
     pub fn decides_writes(&self) -> bool {
-        self.greatest_effect() >= Effect::Write && (self.status == TxStatus::Idle || self.gave_up)
+        self.greatest_effect() >= Effect::Read && (self.status == TxStatus::Idle || self.gave_up)
     }
 
     /// Whether something was sent behind the statement that is being answered.
@@ -295,14 +298,14 @@ impl Tracker {
         let decided_now = |request: &Request| match request {
             // It may have committed before its COPY began.
             Request::Query(Effect::Opaque) => true,
-            Request::Query(effect) if unprotected => *effect >= Effect::Write && self.copy_in == CopyIn::No,
+            Request::Query(effect) if unprotected => *effect >= Effect::Read && self.copy_in == CopyIn::No,
             Request::Query(effect) | Request::Execute(effect) => *effect >= Effect::Commit,
             Request::Function => unprotected,
             _ => false,
         };
         let batch = match self.batch_effect {
             Some(Effect::Commit | Effect::Opaque) => true,
-            Some(Effect::Write) => unprotected && sync_sent,
+            Some(Effect::Read | Effect::Write) => unprotected && sync_sent,
             Some(Effect::Nothing | Effect::GiveUp) | None => false,
         };
         // COMMIT gives up a block that has failed; behind anything else it may be another one.

@@ -38,7 +38,7 @@ enum Flow {
     Go,
     /// The stream ended, or the server said that it ends it.
     Lost,
-    /// A standby refused a read; everything of it was thrown away.
+    /// A standby refused a read, or a drain cancelled it; everything of it was thrown away.
     Refused,
 }
 
@@ -84,7 +84,7 @@ impl Session {
             match self.pump_server()? {
                 Flow::Go => {}
                 Flow::Lost => return self.lost().await,
-                Flow::Refused => return self.run_on_primary().await,
+                Flow::Refused => return self.run_elsewhere().await,
             }
             let client_done = self.flush_client()?;
             let may_part = self.tracker.is_idle() || (bug::is(Bug::ReleaseInTransaction) && self.tracker.is_settled());
@@ -291,7 +291,8 @@ impl Session {
             b'D' | b'H' | b'S' | b'd' | b'c' | b'f' => Effect::Nothing,
             tag => return Err(outcome::unknown_message(tag)),
         };
-        // Nothing is written on a standby, whatever is said there.
+        // Nothing is written on a standby, whatever is said there; nor by a read where the server refuses it.
+        let effect = if effect == Effect::Read && self.holding().refuses_writes() { Effect::Nothing } else { effect };
         self.wrote |= effect >= Effect::Write && self.holding().link.to_primary;
         if self.tracker.sent(frame.tag, effect) {
             self.statements.sync_sent();
@@ -476,6 +477,13 @@ impl Session {
             return self.swallow_commit_error(frame);
         }
         let drained = fields.code == b"57014" && held.link.cut_by() == Cut::Drained;
+        if drained && held.replay.is_some() {
+            // The server says itself that nothing of it was applied, so it waits for the next primary.
+            held.refused = true;
+            held.inbox.discard_ready();
+            held.inbox.drop_frame(frame);
+            return Ok(None);
+        }
         held.replay = None;
         self.tracker.received(b'E', 0);
         if drained {
@@ -499,14 +507,18 @@ impl Session {
         Ok(None)
     }
 
-    /// A read that a standby refused.
-    async fn run_on_primary(&mut self) -> Result<(), End> {
+    /// A read that a standby refused runs on the primary, one that a drain cancelled where it was to run.
+    async fn run_elsewhere(&mut self) -> Result<(), End> {
         let Some(mut held) = self.held.take() else { return Ok(()) };
         self.slot.set_target(None);
-        let replay = held.replay.take();
+        self.slot.set_effect(Effect::Nothing);
+        let (replay, drained) = (held.replay.take(), held.link.to_primary);
         held.part(self.shared.clock.now());
         match replay {
-            Some(replay) => self.run_again(replay, Want::Primary).await,
+            Some(replay) => {
+                let want = if drained { replay.want } else { Want::Primary };
+                self.run_again(replay, want).await
+            }
             None => Ok(()),
         }
     }

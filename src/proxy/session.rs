@@ -76,7 +76,7 @@ pub struct Held {
     pub kept: bool,
     /// A standby in a transaction that could have gone to the primary, had the session not been tied to it.
     pub strayed: bool,
-    /// A read of which the client has seen nothing yet: it can run again elsewhere.
+    /// A read of which the client has seen nothing yet: it may run again elsewhere.
     pub replay: Option<Replay>,
     /// Its answer is thrown away up to ReadyForQuery, then it runs on the primary.
     pub refused: bool,
@@ -91,6 +91,9 @@ pub struct Held {
 /// What it takes to run a read again.
 pub struct Replay {
     pub bytes: Vec<u8>,
+    /// The server refuses what it may write after all, so that it can run again whatever became of it. Elsewhere it may have been applied
+    /// unless the server says otherwise.
+    pub harmless: bool,
     /// A standby showed that it is no read: it runs on the primary, once.
     pub writes: bool,
     /// Where it was to run: another server must be as good, or the client could read older data than before.
@@ -340,7 +343,8 @@ impl Session {
             self.tracker.block_opened();
         } else if (unit.class.kind == Kind::Read || bug::is(Bug::ReplayUnknownWrite)) && !self.is_tied() {
             let bytes = self.inbox.unscanned().get(..unit.len).filter(|bytes| !bytes.is_empty());
-            held.replay = bytes.map(|bytes| Replay { bytes: bytes.to_vec(), writes: false, want, attempts: 0 });
+            let harmless = held.refuses_writes() || bug::is(Bug::ReplayUnknownWrite) || bug::is(Bug::RereadElsewhere);
+            held.replay = bytes.map(|bytes| Replay { bytes: bytes.to_vec(), harmless, writes: false, want, attempts: 0 });
         }
         // What was learned of a batch is held against its first statement.
         self.judged = (unit.kind == UnitKind::Query || learned).then_some(unit.class);
@@ -350,6 +354,10 @@ impl Session {
 
     /// The session has this server now.
     pub fn hold(&mut self, held: Held) {
+        if held.replay.as_ref().is_some_and(|replay| !replay.harmless) {
+            // A drain that finds it before it is sent must not take it for nothing.
+            self.slot.set_effect(Effect::Read);
+        }
         self.slot.set_stage(if held.swallow { Stage::Block } else { Stage::Single });
         self.slot.set_target(Some(Arc::clone(&held.link)));
         self.held = Some(held);
@@ -512,6 +520,15 @@ impl Held {
             farewell: false,
             parameters: None,
         }
+    }
+
+    /// Whether nothing can be written here, whatever a read calls: the text of a statement does not show that. In a read-only transaction
+    /// PostgreSQL lets nobody make it another one; for the next one only a setting could, which is reported.
+    #[must_use]
+    pub fn refuses_writes(&self) -> bool {
+        let reported = self.parameters.as_ref().or_else(|| self.lease.server().map(|server| &*server.baseline));
+        let is_on = |parameters: &Parameters| parameters.get(&b"default_transaction_read_only"[..]).is_some_and(|value| value == b"on");
+        !self.link.to_primary || (self.link.role == Role::Reader && reported.is_some_and(is_on))
     }
 
     /// Takes away the unnamed statement that another client may have left, so that PostgreSQL itself answers 26000 to a Bind that means it.
