@@ -55,8 +55,10 @@ impl Session {
     pub async fn relay(&mut self) -> Result<(), End> {
         loop {
             let mut stop = self.pump_client()?;
-            // What was judged before goes first: it may be the rest of a COPY that failed.
-            let begins = stop == Stop::Gate && self.flush_server() && self.inbox.ready().is_empty();
+            // What was judged before goes first: it may be the rest of a COPY that failed. So does what is on its way to the client: whoever
+            // waits at the gate reads nothing meanwhile, and an error of the proxy's own must not come before an answer.
+            let sent = stop == Stop::Gate && self.flush_server() && self.inbox.ready().is_empty();
+            let begins = sent && self.flush_client()? && self.is_quiet();
             if begins && self.is_astray() {
                 stop = match self.may_stay()? {
                     Some(true) => self.pump_client()?,
@@ -532,6 +534,11 @@ impl Session {
             NoServer::ClientGone => return Err(End::Quiet),
             NoServer::Shutdown => return Err(super::session::shutting_down()),
         };
+        // Behind what the server has said already.
+        if let Some(held) = &mut self.held {
+            self.out.extend_from_slice(held.inbox.ready());
+            held.inbox.discard_ready();
+        }
         put_error(&mut self.out, Severity::Error, code, &message, None);
         self.skip_request();
         Ok(())
