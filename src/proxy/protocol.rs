@@ -24,6 +24,8 @@ pub enum Effect {
     Read,
     /// Changes data, which is decided when its transaction ends.
     Write,
+    /// May commit on its own outside a block, before any Sync: CALL, VACUUM, COMMIT PREPARED. Within a block it is a write, or refused.
+    SelfCommitting,
     /// Ends a transaction, for good or ill.
     Commit,
     /// Nobody knows: it may end transactions and begin others in its middle.
@@ -39,6 +41,7 @@ impl Effect {
             Kind::Read => Effect::Read,
             Kind::Rollback { .. } => Effect::GiveUp,
             Kind::Write => Effect::Write,
+            Kind::SelfCommitting => Effect::SelfCommitting,
             Kind::Commit { .. } => Effect::Commit,
             Kind::Opaque => Effect::Opaque,
         }
@@ -292,7 +295,7 @@ impl Tracker {
             return Fate::Idle;
         }
         // A write without an open transaction block is decided by its own end: by a Query, or by the Sync behind an Execute. While
-        // COPY data is still to come, or no Sync was sent, the server has not begun to commit.
+        // COPY data is still to come, or no Sync was sent, the server has not begun to commit; but for statements that do so by themselves.
         let unprotected = self.status == TxStatus::Idle || self.gave_up;
         let sync_sent = self.requests.iter().any(|request| *request == Request::Sync);
         let decided_now = |request: &Request| match request {
@@ -306,6 +309,7 @@ impl Tracker {
         let batch = match self.batch_effect {
             Some(Effect::Commit | Effect::Opaque) => true,
             Some(Effect::Read | Effect::Write) => unprotected && sync_sent,
+            Some(Effect::SelfCommitting) => unprotected,
             Some(Effect::Nothing | Effect::GiveUp) | None => false,
         };
         // COMMIT gives up a block that has failed; behind anything else it may be another one.

@@ -478,7 +478,9 @@ impl Session {
         if bug::is(Bug::CommitErrorSwallowed) && !fields.is_fatal() && self.tracker.greatest_effect() >= Effect::Commit {
             return self.swallow_commit_error(frame);
         }
-        let drained = fields.code == b"57014" && held.link.cut_by() == Cut::Drained;
+        // What commits by itself may have done so before: its error says no more than without a proxy.
+        let undone = self.tracker.greatest_effect() < Effect::SelfCommitting;
+        let drained = undone && fields.code == b"57014" && held.link.cut_by() == Cut::Drained;
         if drained && held.replay.is_some() {
             // The server says itself that nothing of it was applied, so it waits for the next primary.
             held.refused = true;
