@@ -8,7 +8,7 @@ use super::login::nonce;
 use super::pause::Passage;
 use super::pool::{Acquired, Lease, Waiting};
 use super::route::{Place, choose};
-use super::server::{ConnectError, Target, Variant, connect};
+use super::server::{ConnectError, Link, Target, Variant, connect};
 use super::session::{End, Session, shutting_down};
 use crate::types::{Epoch, Millis, NodeId};
 use crate::wire::frame::StreamBuffer;
@@ -268,6 +268,21 @@ impl Session {
     /// server was cut meanwhile.
     pub async fn pass_again(&mut self) -> Result<Option<Passage>, NoServer> {
         let Some(link) = self.held.as_ref().map(|held| Arc::clone(&held.link)) else { return Ok(None) };
+        if link.cut_by() == super::server::Cut::No
+            && let Some(passage) = self.shared.gate.enter().filter(|passage| passage.epoch == link.epoch)
+        {
+            return Ok(Some(passage));
+        }
+        // A cancel request is for the wait now: its server has nothing to cancel.
+        self.slot.set_target(None);
+        self.shared.waiting.fetch_add(1, Relaxed);
+        let waited = self.wait_for_gate(&link).await;
+        self.shared.waiting.fetch_sub(1, Relaxed);
+        self.slot.set_target(Some(link));
+        waited
+    }
+
+    async fn wait_for_gate(&mut self, link: &Link) -> Result<Option<Passage>, NoServer> {
         let deadline = self.shared.clock.now().after(self.shared.config.hold_timeout);
         let slot = Arc::clone(&self.slot);
         let mut cancelled = std::pin::pin!(slot.waiting.notified());

@@ -105,7 +105,8 @@ pub async fn serve(slots: &Slots, control: &Control, key: CancelKey) {
     let Some(slot) = slots.find(key) else { return };
     match slot.aim() {
         Some(link) => {
-            let is_write = slot.effect.load(SeqCst) == Effect::Write as u8;
+            // What is more than a write was not aimed at.
+            let is_write = slot.effect.load(SeqCst) >= Effect::Read as u8;
             if !is_write || !waits_for_standbys(control, &link).await {
                 send(&link).await;
             }
@@ -115,7 +116,8 @@ pub async fn serve(slots: &Slots, control: &Control, key: CancelKey) {
 }
 
 /// Ends every transaction that is open on the primary, at a drain's deadline. Those that are being committed are left to end by themselves;
-/// a block is cut and rolls back; a single writing statement is cancelled, because only its own end tells whether it was applied.
+/// a block is cut and rolls back; a single statement that may write is cancelled, because only its own end tells whether it was applied. A
+/// read whose server is deaf to that (it waits for its client to read on, or to send Sync) is cut when this is called again.
 pub async fn end_in_flight(slots: &Slots, control: &Control) {
     let all: Vec<_> = slots.by_pid.lock().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect();
     futures::future::join_all(all.iter().map(|slot| end_one(slot, control))).await;
@@ -123,11 +125,16 @@ pub async fn end_in_flight(slots: &Slots, control: &Control) {
 
 async fn end_one(slot: &Slot, control: &Control) {
     let stage = slot.stage.load(SeqCst);
-    let writes = slot.effect.load(SeqCst) >= Effect::Write as u8;
+    let effect = slot.effect.load(SeqCst);
+    let writes = effect >= Effect::Read as u8;
     let Some(link) = slot.aim().filter(|link| link.to_primary && stage != Stage::None as u8) else { return };
     if stage == Stage::Block as u8 || !writes {
         link.cut(Cut::Drained);
     } else if !waits_for_standbys(control, &link).await {
+        if effect == Effect::Read as u8 && link.cut_by() == Cut::Drained {
+            link.cut(Cut::Drained);
+            return;
+        }
         link.mark_drained();
         send(&link).await;
     }

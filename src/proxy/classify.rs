@@ -21,7 +21,7 @@ pub struct Class {
 pub enum Kind {
     /// Nothing at all: an empty string.
     Empty,
-    /// Proved to read only; may run on a standby, and twice.
+    /// Reads, as far as its text shows: may run on a standby, and twice where the server refuses what the text does not show.
     Read,
     /// Opens a transaction in a form that cannot fail.
     Begin { access: Access, tag: BeginTag },
@@ -33,6 +33,9 @@ pub enum Kind {
     Control,
     /// `SET TRANSACTION READ ONLY`: shows that the transaction only reads.
     SetReadOnly,
+    /// A write that outside a transaction block may commit before it ends: PostgreSQL refuses most of these within one
+    /// (`PreventInTransactionBlock`).
+    SelfCommitting,
     /// Anything else.
     Write,
     /// Several statements, or one too long or too odd to judge: may even commit in its middle.
@@ -96,12 +99,22 @@ struct Statement<'a> {
     pins: bool,
     holds_cursor: bool,
     analyze: bool,
+    /// A word of what PostgreSQL does outside of blocks only: DATABASE, CONCURRENTLY …
+    outside_blocks: bool,
 }
 
 impl<'a> Statement<'a> {
     fn take(tokens: &mut impl Iterator<Item = Token<'a>>) -> Statement<'a> {
-        let mut statement =
-            Statement { lead: [None; LEAD], len: 0, broken: false, suspect: false, pins: false, holds_cursor: false, analyze: false };
+        let mut statement = Statement {
+            lead: [None; LEAD],
+            len: 0,
+            broken: false,
+            suspect: false,
+            pins: false,
+            holds_cursor: false,
+            analyze: false,
+            outside_blocks: false,
+        };
         // The three tokens before the present one, newest first.
         let mut last: [Option<Token<'a>>; 3] = [None; 3];
         for token in tokens {
@@ -152,6 +165,7 @@ impl<'a> Statement<'a> {
                 // CREATE [OR REPLACE] [GLOBAL | LOCAL] TEMP …, SELECT … INTO TEMP …
                 self.pins |= ["create", "replace", "global", "local", "into"].iter().any(|previous| after(previous));
             }
+            "database" | "tablespace" | "concurrently" | "subscription" | "system" => self.outside_blocks = true,
             "hold" if after("with") => self.holds_cursor = true,
             "analyze" | "analyse" => self.analyze = true,
             _ => {}
@@ -194,14 +208,24 @@ impl<'a> Statement<'a> {
             "begin" | "start" => self.begin(word),
             "commit" | "end" if !self.at(1, &["prepared"]) => Kind::Commit { plain: self.is_plain_end() },
             "prepare" if self.at(1, &["transaction"]) => Kind::Commit { plain: false },
-            "rollback" | "abort" if self.at(1, &["prepared"]) => Kind::Write,
+            "commit" | "end" | "rollback" | "abort" if self.at(1, &["prepared"]) => Kind::SelfCommitting,
             "rollback" | "abort" if self.names_savepoint() => Kind::Control,
             "rollback" | "abort" => Kind::Rollback { plain: self.is_plain_end() },
             "set" if self.sets_read_only() => Kind::SetReadOnly,
             "set" | "reset" | "savepoint" | "release" | "close" | "listen" | "unlisten" | "deallocate" | "discard" | "prepare" => {
                 Kind::Control
             }
+            _ if self.commits_by_itself(word) => Kind::SelfCommitting,
             _ => Kind::Write,
+        }
+    }
+
+    /// Doubt says yes: the words that tell stand anywhere in CREATE, DROP and ALTER.
+    fn commits_by_itself(&self, word: &str) -> bool {
+        match word {
+            "call" | "do" | "vacuum" | "analyze" | "analyse" | "cluster" | "repack" | "reindex" => true,
+            "create" | "drop" | "alter" => self.outside_blocks,
+            _ => false,
         }
     }
 

@@ -82,7 +82,37 @@ fn everything_doubtful_goes_to_the_primary() {
         "begin isolation level nonsense",
         "begin;;begin read only deferrable",
     ] {
-        assert!(matches!(kind(text), Kind::Write | Kind::Opaque), "{text}: {:?}", kind(text));
+        assert!(matches!(kind(text), Kind::Write | Kind::SelfCommitting | Kind::Opaque), "{text}: {:?}", kind(text));
+    }
+}
+
+#[test]
+fn what_may_commit_before_its_end_is_told_apart() {
+    for (text, by_itself) in [
+        ("call p(1)", true),
+        ("DO $$ begin commit; end $$", true),
+        ("commit prepared 'x'", true),
+        ("rollback prepared 'x'", true),
+        ("vacuum (analyze) t", true),
+        ("analyze", true),
+        ("cluster t", true),
+        ("reindex (concurrently) table t", true),
+        ("create database d", true),
+        ("drop database if exists d", true),
+        ("create tablespace s location '/x'", true),
+        ("alter database d set tablespace s", true),
+        ("alter system set work_mem = '1GB'", true),
+        ("create unique index concurrently i on t (a)", true),
+        ("drop index concurrently i", true),
+        ("alter table t detach partition u concurrently", true),
+        ("alter subscription s refresh publication", true),
+        ("create table t (a int)", false),
+        ("drop index i", false),
+        ("insert into t values (1)", false),
+        ("refresh materialized view concurrently m", false),
+        ("execute p", false),
+    ] {
+        assert_eq!(kind(text) == Kind::SelfCommitting, by_itself, "{text}: {:?}", kind(text));
     }
 }
 

@@ -1,7 +1,9 @@
 //! The failure contract: what a client is told when its server is lost, or when the proxy must answer for itself.
 //!
 //! 40001: certainly not applied, run the transaction again; the connection stays. 08006: nothing was sent anywhere. 08007: perhaps
-//! applied; the connection ends, and nothing is ever sent twice on the client's behalf, except reads of which it has seen nothing.
+//! applied; the connection ends, and nothing is ever sent twice on the client's behalf, except reads of which it has seen nothing, and
+//! which cannot have been applied: the server refuses writes, lacks the end of the read, or has said that it cancelled it. A text does not
+//! show what a view calls, so that elsewhere a read has the fate of a write.
 
 use super::acquire::Want;
 use super::classify::Kind;
@@ -56,9 +58,10 @@ impl Session {
             self.flush_out().await?;
             return Err(End::Quiet);
         }
-        // What was not sent yet of what was in flight goes nowhere.
+        // What was not sent yet of what was in flight goes nowhere. A server that lacks the end of a read has not applied it.
+        let unsent = !held.out.is_empty() || !self.inbox.ready().is_empty();
         self.inbox.discard_ready();
-        if let Some(replay) = held.replay.take() {
+        if let Some(replay) = held.replay.take().filter(|replay| replay.harmless || unsent) {
             self.tracker = Tracker::default();
             drop(held);
             let want = replay.want;
@@ -157,10 +160,17 @@ impl Session {
             }
         };
         let mut held = Held::new(lease, passage);
+        held.forget_unnamed(&replay.bytes);
+        // A batch makes the unnamed statement, a Query takes it away.
+        held.set_unnamed(replay.bytes.first() != Some(&b'Q'));
         held.out.extend_from_slice(&replay.bytes);
         let mut messages = StreamBuffer::default();
         messages.feed(&replay.bytes);
-        let effect = if replay.writes { Effect::Write } else { Effect::Nothing };
+        let effect = match held.refuses_writes() {
+            _ if replay.writes => Effect::Write,
+            true => Effect::Nothing,
+            false => Effect::Read,
+        };
         while let Ok(Some(frame)) = messages.frame() {
             self.tracker.sent(frame.tag, effect);
             messages.drop_frame(&frame);
@@ -170,7 +180,8 @@ impl Session {
             self.wrote = true;
             self.slot.set_effect(effect);
         } else {
-            held.replay = Some(replay);
+            let harmless = effect == Effect::Nothing || bug::is(Bug::ReplayUnknownWrite) || bug::is(Bug::RereadElsewhere);
+            held.replay = Some(Replay { harmless, ..replay });
         }
         self.hold(held);
         Ok(())

@@ -20,8 +20,12 @@ pub enum Effect {
     Nothing,
     /// Gives the open transaction up: what follows it is decided on its own.
     GiveUp,
+    /// Reads by its text; where the server does not refuse writes, what it calls may write all the same.
+    Read,
     /// Changes data, which is decided when its transaction ends.
     Write,
+    /// May commit on its own outside a block, before any Sync: CALL, VACUUM, COMMIT PREPARED. Within a block it is a write, or refused.
+    SelfCommitting,
     /// Ends a transaction, for good or ill.
     Commit,
     /// Nobody knows: it may end transactions and begin others in its middle.
@@ -33,9 +37,11 @@ impl Effect {
     #[must_use]
     pub fn of(kind: Kind) -> Effect {
         match kind {
-            Kind::Empty | Kind::Read | Kind::Begin { .. } | Kind::Control | Kind::SetReadOnly => Effect::Nothing,
+            Kind::Empty | Kind::Begin { .. } | Kind::Control | Kind::SetReadOnly => Effect::Nothing,
+            Kind::Read => Effect::Read,
             Kind::Rollback { .. } => Effect::GiveUp,
             Kind::Write => Effect::Write,
+            Kind::SelfCommitting => Effect::SelfCommitting,
             Kind::Commit { .. } => Effect::Commit,
             Kind::Opaque => Effect::Opaque,
         }
@@ -253,10 +259,10 @@ impl Tracker {
         self.gave_up || self.greatest_effect() >= Effect::Commit
     }
 
-    /// Whether a write in flight is decided by its own end, because no block is open around it.
+    /// Whether what may be a write in flight is decided by its own end, because no block is open around it.
     #[must_use]
     pub fn decides_writes(&self) -> bool {
-        self.greatest_effect() >= Effect::Write && (self.status == TxStatus::Idle || self.gave_up)
+        self.greatest_effect() >= Effect::Read && (self.status == TxStatus::Idle || self.gave_up)
     }
 
     /// Whether something was sent behind the statement that is being answered.
@@ -289,20 +295,21 @@ impl Tracker {
             return Fate::Idle;
         }
         // A write without an open transaction block is decided by its own end: by a Query, or by the Sync behind an Execute. While
-        // COPY data is still to come, or no Sync was sent, the server has not begun to commit.
+        // COPY data is still to come, or no Sync was sent, the server has not begun to commit; but for statements that do so by themselves.
         let unprotected = self.status == TxStatus::Idle || self.gave_up;
         let sync_sent = self.requests.iter().any(|request| *request == Request::Sync);
         let decided_now = |request: &Request| match request {
             // It may have committed before its COPY began.
             Request::Query(Effect::Opaque) => true,
-            Request::Query(effect) if unprotected => *effect >= Effect::Write && self.copy_in == CopyIn::No,
+            Request::Query(effect) if unprotected => *effect >= Effect::Read && self.copy_in == CopyIn::No,
             Request::Query(effect) | Request::Execute(effect) => *effect >= Effect::Commit,
             Request::Function => unprotected,
             _ => false,
         };
         let batch = match self.batch_effect {
             Some(Effect::Commit | Effect::Opaque) => true,
-            Some(Effect::Write) => unprotected && sync_sent,
+            Some(Effect::Read | Effect::Write) => unprotected && sync_sent,
+            Some(Effect::SelfCommitting) => unprotected,
             Some(Effect::Nothing | Effect::GiveUp) | None => false,
         };
         // COMMIT gives up a block that has failed; behind anything else it may be another one.

@@ -3,7 +3,7 @@
 use super::*;
 use proptest::prelude::*;
 
-/// `>Qw` a writing Query, `>Ec` a committing Execute, `<ZT` ReadyForQuery in a transaction, `>S` a Sync …
+/// `>Qw` a writing Query, `>Qv` one that reads a view, `>Ec` a committing Execute, `<ZT` ReadyForQuery in a transaction, `>S` a Sync …
 fn talk(script: &str) -> Tracker {
     let mut tracker = Tracker::default();
     for step in script.split_whitespace() {
@@ -12,7 +12,9 @@ fn talk(script: &str) -> Tracker {
             tracker.received(bytes[1], bytes.get(2).copied().unwrap_or(b'I'));
         } else {
             let effect = match bytes.get(2) {
+                Some(b'v') => Effect::Read,
                 Some(b'w') => Effect::Write,
+                Some(b's') => Effect::SelfCommitting,
                 Some(b'c') => Effect::Commit,
                 Some(b'o') => Effect::Opaque,
                 Some(b'r') => Effect::GiveUp,
@@ -81,6 +83,21 @@ fn a_lost_server_leaves_exactly_what_is_known() {
         (">Qw <G >d", Fate::NotApplied),
         (">Qw <G >d >c", Fate::Unknown),
         (">F", Fate::Unknown),
+        (">P >B >Es", Fate::Unknown),
+        (">P >B >Es >H <1 <2 <C", Fate::Unknown),
+        (">P >B >Es >S <1 <2 <E", Fate::Unknown),
+        (">P >B >Ew >P >B >Es", Fate::Unknown),
+        (">Qs", Fate::Unknown),
+        (">Q <C <ZT >P >B >Es >S", Fate::NotApplied),
+        (">Q <C <ZT >P >B >Er >P >B >Es", Fate::Unknown),
+        (">Qv", Fate::Unknown),
+        (">Qv <T <D", Fate::Unknown),
+        (">Qv <C <Z", Fate::Idle),
+        (">Q <C <ZT >Qv", Fate::NotApplied),
+        (">Q <C <ZT >Qr >Qv", Fate::Unknown),
+        (">P >B >Ev", Fate::NotApplied),
+        (">P >B >Ev >S", Fate::Unknown),
+        (">P >B >Er >P >B >Ev >S", Fate::Unknown),
         (">Q <C <ZT >Qr", Fate::NotApplied),
         (">Q <C <ZT >Qr >Qw", Fate::Unknown),
         (">Q <C <ZT >P >B >Er >P >B >Ew >S", Fate::Unknown),

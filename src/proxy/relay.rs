@@ -38,7 +38,7 @@ enum Flow {
     Go,
     /// The stream ended, or the server said that it ends it.
     Lost,
-    /// A standby refused a read; everything of it was thrown away.
+    /// A standby refused a read, or a drain cancelled it; everything of it was thrown away.
     Refused,
 }
 
@@ -55,8 +55,10 @@ impl Session {
     pub async fn relay(&mut self) -> Result<(), End> {
         loop {
             let mut stop = self.pump_client()?;
-            // What was judged before goes first: it may be the rest of a COPY that failed.
-            let begins = stop == Stop::Gate && self.flush_server() && self.inbox.ready().is_empty();
+            // What was judged before goes first: it may be the rest of a COPY that failed. So does what is on its way to the client: whoever
+            // waits at the gate reads nothing meanwhile, and an error of the proxy's own must not come before an answer.
+            let sent = stop == Stop::Gate && self.flush_server() && self.inbox.ready().is_empty();
+            let begins = sent && self.flush_client()? && self.is_quiet();
             if begins && self.is_astray() {
                 stop = match self.may_stay()? {
                     Some(true) => self.pump_client()?,
@@ -84,7 +86,7 @@ impl Session {
             match self.pump_server()? {
                 Flow::Go => {}
                 Flow::Lost => return self.lost().await,
-                Flow::Refused => return self.run_on_primary().await,
+                Flow::Refused => return self.run_elsewhere().await,
             }
             let client_done = self.flush_client()?;
             let may_part = self.tracker.is_idle() || (bug::is(Bug::ReleaseInTransaction) && self.tracker.is_settled());
@@ -252,6 +254,10 @@ impl Session {
                 let class = self.class_of(frame, 0);
                 self.pinned |= class.pins;
                 self.statements.query_sent();
+                // Behind an error the server skips it as everything else up to Sync.
+                if !self.tracker.owes_sync() {
+                    self.holding().set_unnamed(false);
+                }
                 Effect::of(class.kind)
             }
             b'P' => {
@@ -262,7 +268,11 @@ impl Session {
                 let stays = name.is_empty() || self.door != Door::Auto || self.held.as_ref().is_none_or(|held| held.link.to_primary);
                 let portable = Some(body).filter(|body| frame.is_complete() && self.statements.has_room_for(body.len()));
                 self.pinned |= !stays && portable.is_none();
+                let unnamed = name.is_empty();
                 self.statements.parse_sent(name, class, portable.filter(|_| !stays));
+                if unnamed {
+                    self.holding().set_unnamed(true);
+                }
                 Effect::Nothing
             }
             b'B' => {
@@ -283,7 +293,8 @@ impl Session {
             b'D' | b'H' | b'S' | b'd' | b'c' | b'f' => Effect::Nothing,
             tag => return Err(outcome::unknown_message(tag)),
         };
-        // Nothing is written on a standby, whatever is said there.
+        // Nothing is written on a standby, whatever is said there; nor by a read where the server refuses it.
+        let effect = if effect == Effect::Read && self.holding().refuses_writes() { Effect::Nothing } else { effect };
         self.wrote |= effect >= Effect::Write && self.holding().link.to_primary;
         if self.tracker.sent(frame.tag, effect) {
             self.statements.sync_sent();
@@ -330,7 +341,7 @@ impl Session {
         }
     }
 
-    /// The answer to a statement made again, to a BEGIN that the client has had, or the rest of one that a standby refused.
+    /// The answer to a statement made again or closed, to a BEGIN that the client has had, or the rest of one that a standby refused.
     fn throw_away(&mut self, frame: &Frame) -> Result<Option<Flow>, End> {
         let held = self.held.as_mut().expect("relay runs only while a server is held");
         let fatal = frame.tag == b'E' && Fields::read(held.inbox.body(frame)).is_fatal();
@@ -467,7 +478,16 @@ impl Session {
         if bug::is(Bug::CommitErrorSwallowed) && !fields.is_fatal() && self.tracker.greatest_effect() >= Effect::Commit {
             return self.swallow_commit_error(frame);
         }
-        let drained = fields.code == b"57014" && held.link.cut_by() == Cut::Drained;
+        // What commits by itself may have done so before: its error says no more than without a proxy.
+        let undone = self.tracker.greatest_effect() < Effect::SelfCommitting;
+        let drained = undone && fields.code == b"57014" && held.link.cut_by() == Cut::Drained;
+        if drained && held.replay.is_some() {
+            // The server says itself that nothing of it was applied, so it waits for the next primary.
+            held.refused = true;
+            held.inbox.discard_ready();
+            held.inbox.drop_frame(frame);
+            return Ok(None);
+        }
         held.replay = None;
         self.tracker.received(b'E', 0);
         if drained {
@@ -491,14 +511,18 @@ impl Session {
         Ok(None)
     }
 
-    /// A read that a standby refused.
-    async fn run_on_primary(&mut self) -> Result<(), End> {
+    /// A read that a standby refused runs on the primary, one that a drain cancelled where it was to run.
+    async fn run_elsewhere(&mut self) -> Result<(), End> {
         let Some(mut held) = self.held.take() else { return Ok(()) };
         self.slot.set_target(None);
-        let replay = held.replay.take();
+        self.slot.set_effect(Effect::Nothing);
+        let (replay, drained) = (held.replay.take(), held.link.to_primary);
         held.part(self.shared.clock.now());
         match replay {
-            Some(replay) => self.run_again(replay, Want::Primary).await,
+            Some(replay) => {
+                let want = if drained { replay.want } else { Want::Primary };
+                self.run_again(replay, want).await
+            }
             None => Ok(()),
         }
     }
@@ -512,6 +536,11 @@ impl Session {
             NoServer::ClientGone => return Err(End::Quiet),
             NoServer::Shutdown => return Err(super::session::shutting_down()),
         };
+        // Behind what the server has said already.
+        if let Some(held) = &mut self.held {
+            self.out.extend_from_slice(held.inbox.ready());
+            held.inbox.discard_ready();
+        }
         put_error(&mut self.out, Severity::Error, code, &message, None);
         self.skip_request();
         Ok(())

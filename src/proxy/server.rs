@@ -99,6 +99,8 @@ pub struct Server {
     pub baseline: Arc<Parameters>,
     pub opened: Millis,
     pub released: Millis,
+    /// Its session may hold an unnamed statement, of whoever made it.
+    pub unnamed: bool,
 }
 
 impl Server {
@@ -200,7 +202,7 @@ pub async fn connect(target: Target<'_>, clock: Clock) -> Result<Server, Connect
     };
     let now = clock.now();
     let (variant, home) = (Arc::clone(target.variant), target.home);
-    Ok(Server { link: Arc::new(link), variant, home, baseline: Arc::new(parameters), opened: now, released: now })
+    Ok(Server { link: Arc::new(link), variant, home, baseline: Arc::new(parameters), opened: now, released: now, unnamed: false })
 }
 
 struct Login<'a> {

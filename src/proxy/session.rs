@@ -23,7 +23,7 @@ use super::shared::{Greeting, Shared};
 use super::statements::Statements;
 use crate::bug::{self, Bug};
 use crate::wire::cancel::CancelKey;
-use crate::wire::frame::StreamBuffer;
+use crate::wire::frame::{HEADER_BYTES, StreamBuffer};
 use crate::wire::message::{Severity, TxStatus, put, put_complete, put_error, put_query, put_ready};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -70,13 +70,13 @@ pub struct Held {
     pub out: Vec<u8>,
     /// The answer to a deferred BEGIN is still to come; the client has had it.
     pub swallow: bool,
-    /// Answers to statements that are made again here, which nobody asked for: their ReadyForQuery are still to come.
+    /// Answers to statements that are made again or closed here, which nobody asked for: their ReadyForQuery are still to come.
     pub remade: usize,
     /// Kept over the end of a transaction, because of what the session has there.
     pub kept: bool,
     /// A standby in a transaction that could have gone to the primary, had the session not been tied to it.
     pub strayed: bool,
-    /// A read of which the client has seen nothing yet: it can run again elsewhere.
+    /// A read of which the client has seen nothing yet: it may run again elsewhere.
     pub replay: Option<Replay>,
     /// Its answer is thrown away up to ReadyForQuery, then it runs on the primary.
     pub refused: bool,
@@ -91,6 +91,9 @@ pub struct Held {
 /// What it takes to run a read again.
 pub struct Replay {
     pub bytes: Vec<u8>,
+    /// The server refuses what it may write after all, so that it can run again whatever became of it. Elsewhere it may have been applied
+    /// unless the server says otherwise.
+    pub harmless: bool,
     /// A standby showed that it is no read: it runs on the primary, once.
     pub writes: bool,
     /// Where it was to run: another server must be as good, or the client could read older data than before.
@@ -324,6 +327,9 @@ impl Session {
             Block::None | Block::Lost | Block::Failed => (Vec::new(), false),
         };
         let mut held = Held::new(lease, passage);
+        if !deferred {
+            held.forget_unnamed(self.inbox.unscanned());
+        }
         for body in self.statements.unpack() {
             put(&mut held.out, b'P', |message| message.extend_from_slice(&body));
             // Each for itself: one that fails here, its table dropped meanwhile, leaves the others.
@@ -332,11 +338,13 @@ impl Session {
         }
         if deferred {
             put_query(&mut held.out, &text);
+            held.set_unnamed(false);
             held.swallow = true;
             self.tracker.block_opened();
         } else if (unit.class.kind == Kind::Read || bug::is(Bug::ReplayUnknownWrite)) && !self.is_tied() {
             let bytes = self.inbox.unscanned().get(..unit.len).filter(|bytes| !bytes.is_empty());
-            held.replay = bytes.map(|bytes| Replay { bytes: bytes.to_vec(), writes: false, want, attempts: 0 });
+            let harmless = held.refuses_writes() || bug::is(Bug::ReplayUnknownWrite) || bug::is(Bug::RereadElsewhere);
+            held.replay = bytes.map(|bytes| Replay { bytes: bytes.to_vec(), harmless, writes: false, want, attempts: 0 });
         }
         // What was learned of a batch is held against its first statement.
         self.judged = (unit.kind == UnitKind::Query || learned).then_some(unit.class);
@@ -346,6 +354,10 @@ impl Session {
 
     /// The session has this server now.
     pub fn hold(&mut self, held: Held) {
+        if held.replay.as_ref().is_some_and(|replay| !replay.harmless) {
+            // A drain that finds it before it is sent must not take it for nothing.
+            self.slot.set_effect(Effect::Read);
+        }
         self.slot.set_stage(if held.swallow { Stage::Block } else { Stage::Single });
         self.slot.set_target(Some(Arc::clone(&held.link)));
         self.held = Some(held);
@@ -414,6 +426,7 @@ impl Session {
         if let Some(held) = self.held.take() {
             held.part_clean(TxStatus::Idle, MOVING, self.shared.clock.now()).await;
         }
+        self.statements.moved();
     }
 
     /// After everything was answered outside a transaction: `true` when the server went back to its pool.
@@ -509,6 +522,34 @@ impl Held {
         }
     }
 
+    /// Whether nothing can be written here, whatever a read calls: the text of a statement does not show that. In a read-only transaction
+    /// PostgreSQL lets nobody make it another one; for the next one only a setting could, which is reported.
+    #[must_use]
+    pub fn refuses_writes(&self) -> bool {
+        let reported = self.parameters.as_ref().or_else(|| self.lease.server().map(|server| &*server.baseline));
+        let is_on = |parameters: &Parameters| parameters.get(&b"default_transaction_read_only"[..]).is_some_and(|value| value == b"on");
+        !self.link.to_primary || (self.link.role == Role::Reader && reported.is_some_and(is_on))
+    }
+
+    /// Takes away the unnamed statement that another client may have left, so that PostgreSQL itself answers 26000 to a Bind that means it.
+    /// Not needed where the first of `messages` does so: a Query, or a Parse of the unnamed statement, even if it fails.
+    pub fn forget_unnamed(&mut self, messages: &[u8]) {
+        let replaced = messages.first() == Some(&b'Q') || (messages.first() == Some(&b'P') && messages.get(HEADER_BYTES) == Some(&0));
+        if let Some(server) = self.lease.server_mut().filter(|server| server.unnamed && !replaced) {
+            server.unnamed = false;
+            put(&mut self.out, b'C', |message| message.extend_from_slice(b"S\0"));
+            put(&mut self.out, b'S', |_| {});
+            self.remade += 1;
+        }
+    }
+
+    /// What the next client may find in its session under no name.
+    pub fn set_unnamed(&mut self, unnamed: bool) {
+        if let Some(server) = self.lease.server_mut() {
+            server.unnamed = unnamed;
+        }
+    }
+
     /// Back to the pool if nothing speaks against it, else closed.
     pub fn part(mut self, now: crate::types::Millis) {
         self.passage = None;
@@ -532,6 +573,7 @@ impl Held {
         put_query(&mut cleaning, b"DISCARD ALL");
         if matches!(tokio::time::timeout(patience, self.clean(cleaning, readies)).await, Ok(true)) {
             self.parameters = None;
+            self.set_unnamed(false);
             self.part(now);
         }
     }

@@ -195,6 +195,13 @@ impl Statements {
         self.portable.clear();
     }
 
+    /// The session goes on at another server, and its named statements with it: what has no name stays behind.
+    pub fn moved(&mut self) {
+        self.unnamed = None;
+        self.unbound = None;
+        self.portals.clear();
+    }
+
     /// The server is no longer this session's.
     pub fn clear(&mut self) {
         *self = Statements { batch: self.batch, ..Statements::default() };
@@ -259,11 +266,11 @@ mod tests {
         statements.parse_answered();
         statements.close_sent(b"Ss\0");
         statements.parse_sent(b"s", READ, None);
-        assert_eq!(effect(&mut statements, b"s"), Effect::Nothing);
+        assert_eq!(effect(&mut statements, b"s"), Effect::Read);
         statements.close_answered();
         statements.parse_answered();
         assert!(statements.has_named());
-        assert_eq!(effect(&mut statements, b"s"), Effect::Nothing);
+        assert_eq!(effect(&mut statements, b"s"), Effect::Read);
     }
 
     #[test]
@@ -273,7 +280,7 @@ mod tests {
         statements.sync_sent();
         statements.parse_answered();
         statements.parse_sent(b"s", READ, None);
-        assert_eq!(effect(&mut statements, b"s"), Effect::Nothing, "if the Parse fails, what follows in its batch is skipped");
+        assert_eq!(effect(&mut statements, b"s"), Effect::Read, "if the Parse fails, what follows in its batch is skipped");
         statements.sync_sent();
         assert_eq!(effect(&mut statements, b"s"), Effect::Write, "sent before the answer is known");
         statements.batches_answered(0);
@@ -293,7 +300,7 @@ mod tests {
         statements.parse_sent(b"", READ, None);
         statements.sync_sent();
         statements.parse_answered();
-        assert_eq!(effect(&mut statements, b""), Effect::Nothing, "an answered Parse ends the doubt");
+        assert_eq!(effect(&mut statements, b""), Effect::Read, "an answered Parse ends the doubt");
     }
 
     #[test]
@@ -310,7 +317,7 @@ mod tests {
         assert!(statements.has_named());
         statements.parse_answered();
         assert!(statements.has_named());
-        assert_eq!(effect(&mut statements, b"s"), Effect::Nothing);
+        assert_eq!(effect(&mut statements, b"s"), Effect::Read);
         statements.deallocated();
         assert!(!statements.has_named());
     }

@@ -143,6 +143,30 @@ async fn a_cancel_request_reaches_the_pooled_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_keeps_its_server_can_cancel_its_wait_for_the_gate() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    let client = through(front.primary()).await;
+    client.batch_execute("set search_path = pinned_schema").await.expect("keeps its server");
+    front.handle.pause();
+    let token = client.cancel_token();
+    let cancel = async {
+        // Again and again: the first may come before it waits.
+        loop {
+            token.cancel_query(NoTls).await.expect("cancel request");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let waited = async { tokio::time::timeout(Duration::from_secs(10), client.simple_query("select 1")).await.expect("soon") };
+    tokio::select! {
+        waited = waited => assert_eq!(code(waited), "57014"),
+        () = cancel => {}
+    }
+    front.handle.resume();
+    client.simple_query("select 1").await.expect("usable");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_right_password_opens_the_proxy() {
     let pair = Pair::start();
     let front = Front::start(&pair, |config| config.verifier_ttl = Duration::from_millis(100)).await;

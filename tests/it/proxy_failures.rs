@@ -1,6 +1,6 @@
 //! The failure contract: what a client is told when the cluster changes under it.
 
-use crate::proxy_support::{Front, PRIMARY, Pair, Raw, STANDBY, code, eventually, psql, query, through};
+use crate::proxy_support::{Front, PRIMARY, Pair, Pg, Raw, STANDBY, code, eventually, parse, psql, query, run_statement, sync, through};
 use futures::future;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -75,21 +75,32 @@ async fn inv_11_new_transactions_wait_through_a_failover_and_are_served_by_the_n
     assert_eq!(psql(front.primary(), "select pg_is_in_recovery()"), "f");
 }
 
+/// Until one client counts a long series there.
+async fn until_a_read_runs(server: &Pg) {
+    let direct = server.direct().await;
+    let sql =
+        "select count(*) from pg_stat_activity where query like '%generate_series(1%' and state = 'active' and pid <> pg_backend_pid()";
+    for _ in 0..1000 {
+        if direct.query_one(sql, &[]).await.expect("activity").get::<_, i64>(0) == 1 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("no read runs");
+}
+
 /// Found by a run of chaos: the answer of such a read was an empty one, as if there were no such row.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_that_waits_for_another_server_when_the_node_stops_fails() {
     let mut pair = Pair::start();
     let front = Front::start(&pair, |_| {}).await;
-    psql(front.primary(), "create table t (a int); insert into t values (1)");
-    let reader = through(front.primary()).await;
-    let locker = pair.primary.direct().await;
-    locker.batch_execute("begin; lock table t in access exclusive mode").await.expect("lock");
-    let read = reader.simple_query("select a from t");
+    let reader = through(front.standby()).await;
+    let read = reader.simple_query("select count(*) from generate_series(1, 50000000)");
     let stop = async {
-        eventually("the read runs", || front.handle.stats().in_flight == 1).await;
+        until_a_read_runs(&pair.standby).await;
         hold(&front).await;
-        pair.primary.stop(rustix::process::Signal::KILL);
-        eventually("it waits for another primary", || front.handle.stats().waiting == 1).await;
+        pair.standby.stop(rustix::process::Signal::QUIT);
+        eventually("it waits for another server", || front.handle.stats().waiting == 1).await;
         front.shutdown.cancel();
     };
     let (answer, ()) = tokio::time::timeout(Duration::from_secs(20), future::join(read, stop)).await.expect("at once");
@@ -207,9 +218,7 @@ async fn a_dead_server_is_told_apart_by_what_was_in_flight() {
         extended.query("insert into t select 4 from pg_sleep(60) returning a", &[]),
     );
     let ((read_end, write_end, extended_end), ()) = future::join(statements, crash).await;
-    read_end.expect("a read of which nothing was seen runs again");
-    let elsewhere = front.handle.stats().pools.iter().any(|pool| pool.node == STANDBY && pool.checkouts > 0);
-    assert!(!elsewhere, "a standby may be behind what this client has read from the primary");
+    assert_eq!(code(read_end), "08007", "what a text does not show may write");
     assert_eq!(code(write_end), "08007");
     assert_eq!(code(extended_end), "08007");
     assert_eq!(code(block.simple_query("insert into t values (5)").await), "40001");
@@ -349,12 +358,7 @@ async fn a_client_that_leaves_does_not_end_the_wait_for_standbys() {
     let direct = table_that_nobody_confirms(&pair).await;
     let mut client = Raw::login(front.primary()).await;
     client.say(&query("insert into t values (1)")).await;
-    for _ in 0..500 {
-        if waiting_for_standbys(&direct).await == 1 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until_one_waits_for_standbys(&direct).await;
     drop(client);
     eventually("the client has left", || front.handle.stats().clients == 0).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -364,21 +368,119 @@ async fn a_client_that_leaves_does_not_end_the_wait_for_standbys() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_looked_like_a_read_runs_once() {
-    let mut pair = Pair::start();
-    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_secs(20)).await;
-    psql(front.primary(), "create sequence s; create view slow as select nextval('s') + length(pg_sleep(60)::text) as n");
-    pair.caught_up().await;
-    for port in [front.auto(), front.primary()] {
-        let client = through(port).await;
-        let crash = async {
-            eventually("it runs on the primary", || front.handle.stats().in_flight == 1).await;
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            pair.primary.stop(rustix::process::Signal::QUIT);
-            pair.primary.start();
-        };
-        let both = future::join(client.simple_query("select n from slow"), crash);
-        let (end, ()) = tokio::time::timeout(Duration::from_secs(30), both).await.expect("at once");
-        // The standby showed that it writes, and for the second client it was known.
-        assert_eq!(code(end), "08007");
+    // The second client's statement is known as a write where the first one's was refused by a standby, and not where it never met one.
+    for primary_first in [false, true] {
+        let mut pair = Pair::start();
+        let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_secs(20)).await;
+        psql(front.primary(), "create sequence s; create view slow as select nextval('s') + length(pg_sleep(60)::text) as n");
+        pair.caught_up().await;
+        let mut ports = [front.auto(), front.primary()];
+        if primary_first {
+            ports.reverse();
+        }
+        for port in ports {
+            let client = through(port).await;
+            let crash = async {
+                eventually("it runs on the primary", || front.handle.stats().in_flight == 1).await;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                pair.primary.stop(rustix::process::Signal::QUIT);
+                pair.primary.start();
+            };
+            let both = future::join(client.simple_query("select n from slow"), crash);
+            let (end, ()) = tokio::time::timeout(Duration::from_secs(30), both).await.expect("at once");
+            assert_eq!(code(end), "08007");
+        }
     }
+}
+
+/// Until the commit of one client waits for a standby.
+async fn until_one_waits_for_standbys(direct: &tokio_postgres::Client) {
+    for _ in 0..1000 {
+        if waiting_for_standbys(direct).await == 1 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("nobody waits for a standby");
+}
+
+/// Its answer is sent only behind its commit, so that nothing of it was seen when it is applied already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_view_that_writes_is_not_run_again_behind_its_commit() {
+    let mut pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    let body = "begin insert into t values (1); return 1; end";
+    psql(front.primary(), &format!("create function f() returns int language plpgsql as $${body}$$; create view v as select f() as n"));
+    let direct = table_that_nobody_confirms(&pair).await;
+    let mut client = Raw::login(front.primary()).await;
+    for unit in [query("select n from v"), [parse("", "select n from v"), run_statement(""), sync()].concat()] {
+        let before: i64 = pair.primary.direct().await.query_one("select count(*) from t", &[]).await.expect("count").get(0);
+        client.say(&unit).await;
+        until_one_waits_for_standbys(&pair.primary.direct().await).await;
+        pair.primary.stop(rustix::process::Signal::QUIT);
+        pair.primary.start();
+        // Whatever PostgreSQL says in its last moment, which may be the row.
+        let (mut tag, mut body) = client.hear().await;
+        while tag != b'E' {
+            (tag, body) = client.hear().await;
+        }
+        assert!(String::from_utf8_lossy(&body).contains("08007"), "{}", String::from_utf8_lossy(&body));
+        let after: i64 = pair.primary.direct().await.query_one("select count(*) from t", &[]).await.expect("count").get(0);
+        assert_eq!(after, before + 1);
+        client = Raw::login(front.primary()).await;
+    }
+    drop(direct);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_whose_standby_is_lost_runs_again() {
+    let mut pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    psql(front.primary(), "create table t (a int)");
+    pair.caught_up().await;
+    for port in [front.auto(), front.standby()] {
+        let client = through(port).await;
+        let read = client.simple_query("select count(*) from generate_series(1, 12000000)");
+        let crash = async {
+            until_a_read_runs(&pair.standby).await;
+            pair.standby.stop(rustix::process::Signal::QUIT);
+            pair.standby.start();
+        };
+        let both = tokio::time::timeout(Duration::from_secs(30), future::join(read, crash)).await;
+        both.expect("in time").0.expect("a read of which nothing was seen runs again where nothing can be written");
+    }
+}
+
+/// The server's own error tells that nothing of it was applied; the client of a switchover sees none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_a_drain_cancelled_runs_again() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    psql(front.primary(), "create table t (a int)");
+    let mut direct = pair.primary.direct().await;
+    for unit in [query("select count(*) from t"), [parse("", "select count(*) from t"), run_statement(""), sync()].concat()] {
+        let lock = direct.transaction().await.expect("begin");
+        lock.batch_execute("lock table t in access exclusive mode").await.expect("lock");
+        let mut client = Raw::login(front.primary()).await;
+        client.say(&unit).await;
+        let blocked = "select count(*) from pg_locks where not granted";
+        for attempt in 0.. {
+            assert!(attempt < 1000, "the read is not blocked");
+            if lock.query_one(blocked, &[]).await.expect("locks").get::<_, i64>(0) == 1 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        front.publish(|topology| topology.write = WriteGate::Draining { primary: PRIMARY, epoch: topology.epoch }).await;
+        let revision = front.topology.borrow().revision;
+        front.handle.cancel_in_flight().await;
+        tokio::time::timeout(Duration::from_secs(5), front.handle.drained(revision)).await.expect("drained");
+        eventually("it waits for the primary", || front.handle.stats().waiting == 1).await;
+        lock.rollback().await.expect("unlock");
+        front.publish(|topology| topology.write = WriteGate::Open { primary: PRIMARY, epoch: topology.epoch }).await;
+        let answer = client.answer().await;
+        assert!(answer == "TDCZ" || answer == "12DCZ", "{answer}");
+    }
+    let elsewhere = front.handle.stats().pools.iter().any(|pool| pool.node == STANDBY && pool.checkouts > 0);
+    assert!(!elsewhere, "a standby may be behind what this client has read from the primary");
 }

@@ -340,3 +340,51 @@ async fn an_unnamed_statement_is_never_another_clients() {
         assert_eq!(mine.ask(&query("select 1")).await, "TDCZ", "usable");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_keeps_a_server_finds_no_unnamed_statement_of_another_client_there() {
+    let pair = Pair::start();
+    let front = of_one_server(&pair).await;
+    let port = front.primary();
+    psql(port, "create table t (a int)");
+    pair.caught_up().await;
+    let (flush, stray) = (message(b'H', &[]), [run_statement(""), sync()].concat());
+    let named = [parse("s1", "select 1"), describe("s1"), sync()].concat();
+    let insert = [parse("", "insert into t values (1)"), run_statement(""), sync()].concat();
+    // FunctionCall of `pi`, whose result is a float8.
+    let call = message(b'F', &[&1610u32.to_be_bytes(), &[0, 0, 0, 0, 0, 1]]);
+    let flights: [(Vec<u8>, &[&str]); 4] = [
+        // A named statement keeps the server.
+        (named.clone(), &["1tTZ"]),
+        // In one flight with one.
+        ([parse("s1", "select 1"), flush, stray.clone()].concat(), &["1E26000Z"]),
+        // Behind a batch, or a call, that is not answered yet.
+        ([message(b'C', &[b"Sx\0"]), sync(), stray.clone()].concat(), &["3Z", "E26000Z"]),
+        ([call, stray.clone()].concat(), &["VZ", "E26000Z"]),
+    ];
+    for (flight, answers) in flights {
+        let mut other = Raw::login(port).await;
+        assert_eq!(other.ask(&insert).await, "12CZ");
+        let mut mine = Raw::login(port).await;
+        mine.say(&flight).await;
+        for answer in answers {
+            assert_eq!(mine.answer().await, *answer);
+        }
+        assert_eq!(mine.ask(&stray).await, "E26000Z", "behind {answers:?}");
+        drop((mine, other));
+        eventually("both have left", || front.handle.stats().clients == 0).await;
+    }
+    // A session that moves from a standby takes its named statements along, and only those.
+    let (mut mine, mut other) = (Raw::login(front.auto()).await, Raw::login(port).await);
+    assert_eq!(mine.ask(&query("begin read only")).await, "CZ");
+    assert_eq!(mine.ask(&query("select 1 / (select count(*) from pg_stat_wal_receiver)")).await, "TDCZ", "on the standby");
+    assert_eq!(mine.ask(&named).await, "1tTZ");
+    assert_eq!(mine.ask(&[parse("", "select 2"), run_statement(""), sync()].concat()).await, "12DCZ");
+    assert_eq!(mine.ask(&query("commit")).await, "CZ");
+    assert_eq!(other.ask(&insert).await, "12CZ");
+    assert_eq!(mine.ask(&[parse("s2", "insert into t values (2)"), run_statement("s2"), sync()].concat()).await, "12CZ");
+    assert_eq!(mine.ask(&stray).await, "E26000Z", "made on the standby");
+    drop(mine);
+    eventually("it has left", || front.handle.stats().clients == 1).await;
+    assert_eq!(psql(port, "select count(*) from t"), "6", "one insert for each who asked for one");
+}
