@@ -170,7 +170,7 @@ async fn where_a_refusing_line_cannot_be_read_nobody_is_let_in() {
     server.instance.configure(server.settings(), lines.map(str::to_owned).to_vec()).await.unwrap();
     server.instance.start_detached(None).await.unwrap();
     server.until("is up, for Trilithon", |f| f.state == PostgresState::Running).await;
-    let refused = server.try_client().await.err().expect("nobody is let in");
+    let refused = server.try_client().await.expect_err("nobody is let in");
     assert!(refused.as_db_error().is_some_and(|e| e.message().contains("rejects connection")), "{refused:?}");
     server.instance.configure(server.settings(), Vec::new()).await.unwrap();
     crate::postgres_rig::until("it was corrected", || async { server.try_client().await.is_ok() }).await;
