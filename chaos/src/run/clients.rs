@@ -12,10 +12,14 @@ use crate::workload::{self, Running};
 use anyhow::Result;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 /// Standbys must have replayed what the primary wrote.
 const CATCH_UP: Duration = Duration::from_secs(60);
+/// Looks, a second apart, before the extension counts as missing on a standby.
+const AMCHECK_TRIES: u32 = 30;
+const NOT_INSTALLED: &str = "amcheck is not installed";
 /// Somebody changes his mind about this often.
 const COMMAND_EVERY: Duration = Duration::from_secs(25);
 
@@ -47,8 +51,19 @@ pub fn finally(cluster: &Cluster, clock: RunClock) -> Result<Final> {
     order.sort_by_key(|place| primary.as_deref() != Some(place.name.as_str()));
     for place in order {
         let Ok(node) = cluster.node(&place.name) else { continue };
-        let program = node.site.command(programs(cluster).join("pg_amcheck"));
-        let run = amcheck(program, place, &login, primary.as_deref() == Some(place.name.as_str()));
+        let check = || {
+            let program = node.site.command(programs(cluster).join("pg_amcheck"));
+            amcheck(program, place, &login, primary.as_deref() == Some(place.name.as_str()))
+        };
+        let mut run = check();
+        // Over a bad line the extension reaches a standby some round trips later.
+        for _again in 1..AMCHECK_TRIES {
+            if run.exit == Some(0) || !run.said.contains(NOT_INSTALLED) {
+                break;
+            }
+            thread::sleep(Duration::from_secs(1));
+            run = check();
+        }
         if let Some(node) = end.nodes.iter_mut().find(|n| n.name == place.name) {
             node.amcheck = Some(run);
         }
