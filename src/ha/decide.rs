@@ -9,10 +9,6 @@ use super::{Decision, PostgresState, Reason, View};
 use crate::cluster::{ChangeKind, ClusterState, Command, ElectionCause, MemberKind, Phase, SyncRule};
 use crate::types::{Lsn, NodeId};
 use std::collections::BTreeSet;
-use std::time::Duration;
-
-/// A claimant of the bootstrap that is silent for this long is given up; initdb takes seconds.
-const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The one decision. At most one command: the next tick sees its effect.
 #[must_use]
@@ -63,12 +59,12 @@ fn first_member(s: &ClusterState, v: &View) -> Decision {
 }
 
 fn bootstrapping(s: &ClusterState, v: &View, node: NodeId) -> Decision {
+    // As a member it is waited for, as any member is before somebody else may begin: what it has initialised, this new cluster would not know.
+    if !s.members.contains_key(&node) {
+        return act(Command::AbandonBootstrap { node }, Reason::BootstrapLost { node });
+    }
     let Some(o) = v.fresh(node, max_age(s)) else {
-        let given_up = v.now.since(v.phase_since) > BOOTSTRAP_PATIENCE;
-        return match given_up {
-            true => act(Command::AbandonBootstrap { node }, Reason::BootstrapLost { node }),
-            false => hold(Reason::Bootstrapping { node }),
-        };
+        return hold(Reason::Bootstrapping { node });
     };
     let ready = o.postgres.state == PostgresState::Running;
     match (ready, o.postgres.system, o.postgres.timeline, o.postgres.position) {

@@ -2,7 +2,7 @@
 
 use super::facts::{awaited_rule, fresh_data, max_age, proved, rule_for};
 use super::reason::{act, hold};
-use super::{Decision, Reason, Role, View};
+use super::{Decision, PostgresState, Reason, Role, View};
 use crate::cluster::{ClusterState, Command};
 use crate::types::NodeId;
 use std::collections::BTreeSet;
@@ -41,7 +41,8 @@ pub(super) fn tend_rule(s: &ClusterState, v: &View, primary: NodeId) -> Decision
     }
 }
 
-/// Standbys that the primary sees streaming, near enough, and that we hear ourselves.
+/// Standbys that the primary sees streaming, near enough, and that we hear ourselves. A copy in the making streams, too, before it is
+/// consistent: were it to break off then it could never tell what it had confirmed (INV-4).
 pub(super) fn standbys_of(s: &ClusterState, v: &View, primary: NodeId) -> BTreeSet<NodeId> {
     let fresh = fresh_data(s, v);
     let Some(o) = fresh.get(&primary).filter(|o| o.postgres.role == Some(Role::Primary)) else {
@@ -53,10 +54,23 @@ pub(super) fn standbys_of(s: &ClusterState, v: &View, primary: NodeId) -> BTreeS
         .iter()
         .filter(|(n, standby)| {
             **n != primary
-                && fresh.get(n).is_some_and(|o| !o.leaving)
+                && fresh.get(n).is_some_and(|o| !o.leaving && can_keep(o.postgres.state))
                 && standby.streaming
                 && standby.flushed.behind(end) <= CAUGHT_UP_BYTES
         })
         .map(|(n, _)| *n)
         .collect()
+}
+
+/// A server that hangs for a moment still has what it confirmed.
+fn can_keep(state: PostgresState) -> bool {
+    match state {
+        PostgresState::Running | PostgresState::Unknown => true,
+        PostgresState::Absent
+        | PostgresState::Stopped
+        | PostgresState::Starting
+        | PostgresState::Stopping
+        | PostgresState::Cloning
+        | PostgresState::Rewinding => false,
+    }
 }

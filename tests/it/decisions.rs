@@ -191,3 +191,39 @@ fn a_promotion_that_came_about_late_is_made_use_of() {
     let local = LocalState { me: ONE, promised: Epoch(3), postgres, lease, primary_of, gave_up, ..LocalState::default() };
     assert!(matches!(converge(&s, &local).action, Some(Action::ApplyRule { .. })));
 }
+
+/// A copy in the making streams before it is consistent. Were it to break off then, nobody could tell what it had confirmed (INV-4).
+#[test]
+fn a_standby_that_is_still_being_made_confirms_nothing() {
+    let mut s = cluster(Phase::Steady { primary: ONE });
+    s.lease = Lease { holder: Some(ONE), epoch: Epoch(3), seq: 1 };
+    s.rules = vec![SyncRule::new(ONE, [TWO], 1)];
+    let mut view = all_sealed();
+    let standbys = [TWO, NodeId(3)].map(|node| (node, StandbyView { streaming: true, flushed: Lsn(100), ..StandbyView::default() }));
+    let primary = &mut view.observations.get_mut(&ONE).unwrap().observation;
+    primary.postgres = PostgresFacts { role: Some(Role::Primary), standbys: standbys.into(), ..standby() };
+    primary.settled = Some((Epoch(3), s.rules[0].clone()));
+    let proposed = |view: &View| match decide(&s, view).command {
+        Some(Command::ProposeRule { rule }) => Some(rule.standbys),
+        _ => None,
+    };
+    assert_eq!(proposed(&view), Some([TWO, NodeId(3)].into()));
+    for state in [PostgresState::Rewinding, PostgresState::Starting, PostgresState::Cloning] {
+        view.observations.get_mut(&NodeId(3)).unwrap().observation.postgres.state = state;
+        assert_eq!(proposed(&view), None, "{state:?}");
+    }
+    view.observations.get_mut(&NodeId(3)).unwrap().observation.postgres.state = PostgresState::Unknown;
+    assert_eq!(proposed(&view), Some([TWO, NodeId(3)].into()), "one that hangs for a moment has what it confirmed");
+}
+
+/// What it has initialised by then, this new cluster would take for a stranger's when it comes back.
+#[test]
+fn a_member_that_initialises_is_waited_for_as_long_as_it_is_one() {
+    let mut s = cluster(Phase::Bootstrapping { node: ONE });
+    let mut view = all_sealed();
+    view.observations.remove(&ONE);
+    view.now = Millis(1_000_000);
+    assert_eq!(decide(&s, &view).command, None);
+    s.members.remove(&ONE);
+    assert_eq!(decide(&s, &view).command, Some(Command::AbandonBootstrap { node: ONE }));
+}
