@@ -87,6 +87,8 @@ pub enum Error {
     MarkerCancelled(String),
     #[error("PostgreSQL took timeline {found} instead of the claimed {claimed}; it was stopped at once")]
     WrongTimeline { claimed: Timeline, found: Timeline },
+    #[error("a promotion onto the claimed timeline {claimed} was begun here before and broken off: another number must be claimed")]
+    TimelineBegun { claimed: Timeline },
     #[error("only a fresh copy helps: {0}")]
     NeedsClone(String),
     #[error("{0} was not shut down cleanly: start it detached and stop it first")]
@@ -104,6 +106,7 @@ impl Error {
         matches!(
             self,
             Error::WrongTimeline { .. }
+                | Error::TimelineBegun { .. }
                 | Error::Poisoned { .. }
                 | Error::NoDatabase { .. }
                 | Error::OtherSystem { .. }

@@ -43,6 +43,7 @@ impl Instance {
         if own >= timeline {
             return Err(Error::WrongTimeline { claimed: timeline, found: own });
         }
+        self.check_never_begun(timeline)?;
         let names = SyncNames::of(rule);
         // Persisted first: a successor of this process must know that this primary is ours.
         self.retune(|intent| {
@@ -66,6 +67,15 @@ impl Instance {
         }
         self.tell_histories().await?;
         self.create_slots(rule.standbys.iter().copied()).await
+    }
+
+    /// A promotion that was broken off has left its history before any WAL: PostgreSQL would take the next number then, which nobody has
+    /// claimed (INV-8), and its WAL would have no writer that an election knows (INV-7).
+    fn check_never_begun(&self, timeline: Timeline) -> Result<(), Error> {
+        if self.layout.wal().join(timeline.history_file()).exists() {
+            return Err(Error::TimelineBegun { claimed: timeline });
+        }
+        Ok(())
     }
 
     /// On a primary: a history for every timeline below its own, once. Upkeep does it too, for a promotion that nobody saw to its end: the

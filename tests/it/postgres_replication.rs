@@ -160,6 +160,21 @@ async fn a_promotion_skips_claimed_timelines_and_others_follow_across_the_gap() 
     third.until("is on the new timeline after a restart", |f| f.timeline == Some(Timeline(6)) && f.position.is_some()).await;
 }
 
+/// INV-8: PostgreSQL had written the history of its new timeline, and nothing else of it, when it died.
+#[tokio::test]
+async fn a_promotion_that_was_broken_off_is_not_begun_again_onto_another_number() {
+    let (_old, winner, _third) = two_that_lost_their_primary().await;
+    let begun = winner.instance.pgdata().join("pg_wal").join(Timeline(4).history_file());
+    std::fs::write(&begun, "1\t0/3000000\tno recovery target specified\n").unwrap();
+    let end = winner.facts().await.position;
+    let again = winner.instance.promote(Epoch(4), Timeline(4), &winner.alone(), LIMIT).await.unwrap_err();
+    assert!(matches!(again, Error::TimelineBegun { claimed: Timeline(4) }) && again.is_final(), "{again}");
+    let left = winner.facts().await;
+    assert_eq!((left.role, left.position), (Some(Role::Standby), end), "it can seal as it is");
+    winner.instance.promote(Epoch(5), Timeline(5), &winner.alone(), LIMIT).await.unwrap();
+    assert_eq!(winner.facts().await.timeline, Some(Timeline(5)));
+}
+
 /// INV-7: pg_control still names the timeline below the gap, and PostgreSQL looks for newer ones number by number.
 #[tokio::test]
 async fn the_end_of_wal_on_a_timeline_behind_a_gap_is_told_after_a_crash() {
