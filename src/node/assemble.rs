@@ -134,7 +134,7 @@ impl Node {
         self.own_plain("suspects", feeds::suspects(self.handle.clone(), view.clone(), refused));
         let (topology, routed) = watch::channel(Arc::new(Topology::default()));
         let attested = feeds::Attested::default();
-        self.own_plain("topology", feeds::topology(self.handle.clone(), view.clone(), self.clock, topology, attested.clone()));
+        self.own_plain("topology", feeds::topology(me, self.handle.clone(), view.clone(), self.clock, topology, attested.clone()));
         let obeyed = self.front(me, proxy, routed, attested).await?;
         self.own_plain("addresses", start::tell_addresses(me, start::member(&self.config), self.handle.clone()));
         // Not before everything that can fail: whoever renews must also be able to fence.

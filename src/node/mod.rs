@@ -18,6 +18,7 @@ pub mod demo;
 mod feeds;
 mod open;
 mod proxy;
+mod reads;
 mod reload;
 pub mod replay;
 mod start;

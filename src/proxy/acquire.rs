@@ -10,6 +10,7 @@ use super::pool::{Acquired, Lease, Waiting};
 use super::route::{Place, choose};
 use super::server::{ConnectError, Link, Target, Variant, connect};
 use super::session::{End, Session, shutting_down};
+use super::shared::Shared;
 use crate::types::{Epoch, Millis, NodeId};
 use crate::wire::frame::StreamBuffer;
 use std::sync::Arc;
@@ -273,16 +274,31 @@ impl Session {
         {
             return Ok(Some(passage));
         }
-        // A cancel request is for the wait now: its server has nothing to cancel.
+        self.wait_with(link, |shared, link| shared.gate.enter().filter(|passage| passage.epoch == link.epoch)).await
+    }
+
+    /// Waits, between transactions of a client that keeps its standby, until that may be read again. `false`: not in time, or it was cut.
+    pub async fn await_fit(&mut self) -> Result<bool, NoServer> {
+        let Some(link) = self.held.as_ref().map(|held| Arc::clone(&held.link)) else { return Ok(false) };
+        match self.wait_with(link, |shared, link| shared.is_fit(link.node).then_some(())).await {
+            Ok(fit) => Ok(fit.is_some()),
+            Err(NoServer::Held { .. }) => Ok(false),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Until `ready` gives something. A cancel request is for the wait meanwhile: its server has nothing to cancel.
+    async fn wait_with<T>(&mut self, link: Arc<Link>, ready: impl Fn(&Shared, &Link) -> Option<T>) -> Result<Option<T>, NoServer> {
         self.slot.set_target(None);
         self.shared.waiting.fetch_add(1, Relaxed);
-        let waited = self.wait_for_gate(&link).await;
+        let waited = self.wait_until(&link, ready).await;
         self.shared.waiting.fetch_sub(1, Relaxed);
         self.slot.set_target(Some(link));
         waited
     }
 
-    async fn wait_for_gate(&mut self, link: &Link) -> Result<Option<Passage>, NoServer> {
+    /// `None`: the server was cut meanwhile.
+    async fn wait_until<T>(&mut self, link: &Link, ready: impl Fn(&Shared, &Link) -> Option<T>) -> Result<Option<T>, NoServer> {
         let deadline = self.shared.clock.now().after(self.shared.config.hold_timeout);
         let slot = Arc::clone(&self.slot);
         let mut cancelled = std::pin::pin!(slot.waiting.notified());
@@ -293,10 +309,9 @@ impl Session {
             if link.cut_by() != super::server::Cut::No {
                 return Ok(None);
             }
-            match self.shared.gate.enter() {
-                Some(passage) if passage.epoch == link.epoch => return Ok(Some(passage)),
-                // `adopt` cuts the link in a moment.
-                Some(_) | None => {}
+            // Of a gate that opens in another epoch `adopt` cuts the link in a moment.
+            if let Some(found) = ready(&self.shared, link) {
+                return Ok(Some(found));
             }
             let left = self.left(deadline);
             tokio::select! {

@@ -59,28 +59,11 @@ impl Session {
             // waits at the gate reads nothing meanwhile, and an error of the proxy's own must not come before an answer.
             let sent = stop == Stop::Gate && self.flush_server() && self.inbox.ready().is_empty();
             let begins = sent && self.flush_client()? && self.is_quiet();
-            if begins && self.is_astray() {
-                stop = match self.may_stay()? {
-                    Some(true) => self.pump_client()?,
-                    Some(false) => {
-                        self.move_on().await;
-                        return Ok(());
-                    }
-                    None => Stop::Empty,
-                };
-            } else if begins {
-                stop = match self.pass_again().await {
-                    Ok(Some(passage)) => {
-                        self.slot.set_stage(Stage::Single);
-                        self.holding().passage = Some(passage);
-                        self.pump_client()?
-                    }
-                    Ok(None) => return self.lost().await,
-                    Err(error) => {
-                        self.reject(error)?;
-                        Stop::Empty
-                    }
-                };
+            if begins {
+                match self.begin_next().await? {
+                    Some(next) => stop = next,
+                    None => return Ok(()),
+                }
             }
             let server_done = self.flush_server();
             match self.pump_server()? {
@@ -115,6 +98,43 @@ impl Session {
             };
             let woken = self.wait(interest).await?;
             self.take_in(woken)?;
+        }
+    }
+
+    /// The next transaction of a client that keeps its server: where it may begin, and when. `None`: not here, and the server is gone.
+    async fn begin_next(&mut self) -> Result<Option<Stop>, End> {
+        if self.is_unfit() {
+            match self.await_fit().await {
+                Ok(true) if self.is_astray() => {}
+                Ok(true) => return self.pump_client().map(Some),
+                Ok(false) => return self.lost().await.map(|()| None),
+                Err(error) => {
+                    self.reject(error)?;
+                    return Ok(Some(Stop::Empty));
+                }
+            }
+        }
+        if self.is_astray() {
+            return match self.may_stay()? {
+                Some(true) => self.pump_client().map(Some),
+                Some(false) => {
+                    self.move_on().await;
+                    Ok(None)
+                }
+                None => Ok(Some(Stop::Empty)),
+            };
+        }
+        match self.pass_again().await {
+            Ok(Some(passage)) => {
+                self.slot.set_stage(Stage::Single);
+                self.holding().passage = Some(passage);
+                self.pump_client().map(Some)
+            }
+            Ok(None) => self.lost().await.map(|()| None),
+            Err(error) => {
+                self.reject(error)?;
+                Ok(Some(Stop::Empty))
+            }
         }
     }
 
@@ -230,14 +250,19 @@ impl Session {
         if frame.tag == b'X' {
             return Some(if self.tracker.is_settled() { Stop::Goodbye } else { Stop::Unsettled });
         }
-        let within = self.tracker.owes_sync() || self.tracker.is_copying_in() || matches!(frame.tag, b'd' | b'c' | b'f' | b'H');
+        let within = self.tracker.owes_sync() || self.tracker.is_copying_in();
         let held = self.held.as_ref()?;
-        if within || self.skip_to_sync {
+        let strays = matches!(frame.tag, b'd' | b'c' | b'f' | b'H');
+        // Behind a read that may be run again nothing is sent: were it left unsent, the read would seem to be.
+        if within || self.skip_to_sync || (strays && held.replay.is_none()) {
             return None;
+        }
+        if strays {
+            return Some(Stop::Unsettled);
         }
         if self.tracker.is_settled() {
             let begins = self.tracker.status() == TxStatus::Idle;
-            let passed = held.passage.is_some() || (!held.link.to_primary && !self.is_astray());
+            let passed = held.passage.is_some() || (!held.link.to_primary && !self.is_astray() && !self.is_unfit());
             return (begins && !passed).then_some(Stop::Gate);
         }
         let free = held.link.role == Role::Primary

@@ -405,6 +405,12 @@ impl Session {
         self.door == Door::Auto && self.held.as_ref().is_some_and(|held| held.kept && !held.link.to_primary)
     }
 
+    /// Whether the next transaction would begin at a kept standby that is no longer to be read (P3).
+    #[must_use]
+    pub fn is_unfit(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.kept && !held.link.to_primary && !self.shared.is_fit(held.link.node))
+    }
+
     /// A transaction begins astray: one that only reads may, any other takes its named statements along to where it belongs. What a
     /// session set, or named by PREPARE, cannot be taken along; there the standby itself tells what is a write (see `note_error`).
     /// `None` until enough has arrived to judge it.

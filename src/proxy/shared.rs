@@ -261,6 +261,12 @@ impl Shared {
         shunned.contains_key(&node)
     }
 
+    /// Whether a transaction may begin on this standby: the present topology names it for reads (P3).
+    #[must_use]
+    pub fn is_fit(&self, standby: NodeId) -> bool {
+        (self.topology_fresh)() && self.topology().backends.get(&standby).is_some_and(|backend| backend.readable)
+    }
+
     /// A snapshot.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -1,6 +1,8 @@
 //! The failure contract: what a client is told when the cluster changes under it.
 
-use crate::proxy_support::{Front, PRIMARY, Pair, Pg, Raw, STANDBY, code, eventually, parse, psql, query, run_statement, sync, through};
+use crate::proxy_support::{
+    Front, PRIMARY, Pair, Pg, Raw, STANDBY, code, eventually, message, parse, psql, query, run_statement, sync, through,
+};
 use futures::future;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -119,6 +121,26 @@ async fn no_standby_is_read_by_an_old_topology() {
     auto.simple_query("select 1").await.expect("rather the primary, which a gate of its own guards");
     front.fresh.store(true, SeqCst);
     standby.simple_query("select 1").await.expect("the present again");
+}
+
+/// P3: what it keeps there does not keep a session on a standby that shows what nobody may have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_keeps_its_standby_reads_nothing_there_once_it_is_unfit() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_millis(300)).await;
+    let kept = through(front.standby()).await;
+    let statement = kept.prepare("select 1").await.expect("a statement that stays on the standby");
+    kept.query(&statement, &[]).await.expect("a sound standby");
+    let readable = |is: bool| front.publish(move |topology| topology.backends.get_mut(&STANDBY).expect("the standby").readable = is);
+    readable(false).await;
+    let (asked, ()) = future::join(kept.query(&statement, &[]), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        readable(true).await;
+    })
+    .await;
+    asked.expect("it waits for a moment");
+    readable(false).await;
+    assert_eq!(code(kept.query(&statement, &[]).await), "57P01");
 }
 
 /// A primary that lost power and starts again is in recovery, with commits that nobody had confirmed (P3).
@@ -483,4 +505,20 @@ async fn a_read_that_a_drain_cancelled_runs_again() {
     }
     let elsewhere = front.handle.stats().pools.iter().any(|pool| pool.node == STANDBY && pool.checkouts > 0);
     assert!(!elsewhere, "a standby may be behind what this client has read from the primary");
+}
+
+/// As drivers do that ask for the answer while a pipeline is open: the Flush waits behind a read that may be run again, and stops nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flush_behind_a_read_waits_for_its_answer() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    for port in [front.primary(), front.auto(), front.standby()] {
+        let mut client = Raw::login(port).await;
+        let read = [parse("", "select 1"), run_statement(""), sync(), message(b'H', &[])].concat();
+        client.say(&[read.clone(), read].concat()).await;
+        assert_eq!((client.answer().await, client.answer().await), ("12DCZ".to_owned(), "12DCZ".to_owned()));
+        client.say(&message(b'H', &[])).await;
+        client.say(&query("select 2")).await;
+        assert_eq!(client.answer().await, "TDCZ");
+    }
 }
