@@ -5,8 +5,9 @@
 //! "done": where the old primary fell silent in mid-drain, the election that the command waits for is put down to the lost lease.
 
 use super::case::{Case, seconds};
+use super::orders;
 use crate::cluster::SIGTERM;
-use crate::record::Verdict;
+use crate::record::{Reign, Verdict};
 use crate::workload::final_state::{Final, PrimaryChange};
 use crate::workload::history::{Command, Histories};
 
@@ -18,9 +19,12 @@ const HANDS_OVER: [&str; 2] = ["switchover", SIGTERM];
 /// Wrong usage; refused: certainly without effect.
 pub(super) const WITHOUT_EFFECT: [i32; 2] = [2, 3];
 
-/// No more switchovers than commands that may have had an effect, no fewer than commands that said they had.
+/// The cluster remembers so many changes of primary.
+const HISTORY_MAX: usize = 200;
+
+/// No switchover without a command that may have had that effect, and no command that said it had and had none.
 #[must_use]
-pub fn check(histories: &Histories, end: &Final) -> Verdict {
+pub fn check(histories: &Histories, reigns: &[Reign], end: &Final) -> Verdict {
     let mut case = Case::new("administrator");
     let orders = histories.commands.iter().filter(|c| c.words.first().is_some_and(|word| HANDS_OVER.contains(&word.as_str())));
     let possible: Vec<&Command> = orders.filter(|c| c.exit.is_none_or(|exit| !WITHOUT_EFFECT.contains(&exit))).collect();
@@ -34,7 +38,7 @@ pub fn check(histories: &Histories, end: &Final) -> Verdict {
         Some(changes) => {
             let recent: Vec<&PrimaryChange> = changes.iter().filter(|change| change.epoch > end.since_epoch).collect();
             effects = recent.iter().filter(|change| change.cause == SWITCHOVER).count();
-            compare(&possible, done, &recent, &mut case);
+            compare(&possible, reigns, &recent, &mut case);
         }
     }
     case.count("switchovers_in_history", effects);
@@ -50,20 +54,28 @@ pub fn check(histories: &Histories, end: &Final) -> Verdict {
     case.close(format!("{} commands; {done} switchovers done, {effects} in the history", histories.commands.len()))
 }
 
-fn compare(possible: &[&Command], done: usize, recent: &[&PrimaryChange], case: &mut Case) {
+fn compare(possible: &[&Command], reigns: &[Reign], recent: &[&PrimaryChange], case: &mut Case) {
     let told = || {
         let commands = possible.iter().map(|command| show(command));
         let changes = recent.iter().map(|change| format!("history: epoch {} to {}, {}", change.epoch, change.to, change.cause));
         commands.chain(changes).collect::<Vec<_>>()
     };
-    let effects = recent.iter().filter(|change| change.cause == SWITCHOVER).count();
-    if effects > possible.len() {
-        let first = format!("{effects} switchovers in the history and only {} commands that can have caused them", possible.len());
+    let effects: Vec<&PrimaryChange> = recent.iter().copied().filter(|change| change.cause == SWITCHOVER).collect();
+    let unordered = orders::without_order(&effects, possible, reigns);
+    if let Some(first) = unordered.first() {
+        let first =
+            format!("{} switchovers in the history that no command can have caused, for one epoch {}", unordered.len(), first.epoch);
         case.violate([vec![first], told()].concat());
     }
+    let done: Vec<&&Command> = possible.iter().filter(|command| command.exit == Some(DONE)).collect();
+    for command in done.iter().filter(|command| orders::is_without_effect(command, reigns, recent)) {
+        case.violate(
+            [vec!["a switchover was said to be done, and no change of primary began then".to_owned(), show(command)], told()].concat(),
+        );
+    }
     let changed = recent.iter().filter(|change| change.from.as_ref().is_some_and(|from| *from != change.to)).count();
-    if changed < done {
-        let first = format!("{done} switchovers were said to be done, the history has {changed} changes of primary");
+    if changed < done.len() && recent.len() < HISTORY_MAX {
+        let first = format!("{} switchovers were said to be done, the history has {changed} changes of primary", done.len());
         case.violate([vec![first], told()].concat());
     }
 }
@@ -90,7 +102,7 @@ mod tests {
 
     fn judged(commands: Vec<Command>, causes: &[&str], is_paused: Option<bool>) -> Verdict {
         let changes = causes.iter().zip(1..).map(|(cause, epoch)| change(epoch, cause)).collect();
-        check(&Histories { commands, ..Histories::default() }, &Final { changes: Some(changes), is_paused, ..Final::default() })
+        check(&Histories { commands, ..Histories::default() }, &[], &Final { changes: Some(changes), is_paused, ..Final::default() })
     }
 
     #[test]
@@ -107,14 +119,17 @@ mod tests {
         let commands = vec![command(&["switchover"], Some(0))];
         let histories = Histories { commands, ..Histories::default() };
         let end = |since_epoch| Final { changes: changes.clone(), since_epoch, ..Final::default() };
-        assert_passed(&check(&histories, &end(3)));
-        assert_failed(&check(&histories, &end(0)), "3 switchovers in the history");
+        assert_passed(&check(&histories, &[], &end(3)));
+        assert_failed(&check(&histories, &[], &end(0)), "2 switchovers in the history that no command can have caused");
     }
 
     #[test]
     fn twice_fails() {
         let commands = vec![command(&["switchover", "--to", "dc2"], Some(0)), command(&["switchover"], Some(3))];
-        assert_failed(&judged(commands, &["switchover", "switchover"], None), "2 switchovers in the history and only 1");
+        assert_failed(
+            &judged(commands, &["switchover", "switchover"], None),
+            "1 switchovers in the history that no command can have caused, for one epoch 2",
+        );
     }
 
     #[test]
@@ -122,7 +137,17 @@ mod tests {
         let commands = || vec![command(&["switchover"], Some(0)), command(&["SIGTERM", "dc1"], None)];
         assert_passed(&judged(commands(), &["switchover", "switchover"], None));
         assert_passed(&judged(commands(), &["switchover"], None));
-        assert_failed(&judged(commands(), &["switchover", "switchover", "switchover"], None), "only 2");
+        assert_failed(&judged(commands(), &["switchover", "switchover", "switchover"], None), "for one epoch 3");
+    }
+
+    #[test]
+    fn a_failover_of_another_time_hides_no_command_without_effect() {
+        let reign = |epoch, from| Reign { node: "dc2".into(), epoch, timeline: 1, from: At(from), to: At(from) };
+        let histories = Histories { commands: vec![command(&["switchover"], Some(0))], ..Histories::default() };
+        let end = Final { changes: Some(vec![change(1, "bootstrap"), change(2, "lease_expired")]), ..Final::default() };
+        let judged = |second| check(&histories, &[reign(1, 0), reign(2, second)], &end);
+        assert_passed(&judged(2));
+        assert_failed(&judged(90_000_000), "no change of primary began then");
     }
 
     #[test]
@@ -134,6 +159,6 @@ mod tests {
     #[test]
     fn without_the_history_nothing_is_concluded() {
         let histories = Histories { commands: vec![command(&["switchover"], Some(0))], ..Histories::default() };
-        assert_eq!(check(&histories, &Final::default()).outcome, Outcome::Inconclusive);
+        assert_eq!(check(&histories, &[], &Final::default()).outcome, Outcome::Inconclusive);
     }
 }

@@ -10,7 +10,7 @@
 //! | [`replica`] | what anybody read anywhere is there at the end | a row that was seen and is gone |
 //! | [`contract`] | 08006 and 40001: not applied; 08007: unknown | a refused write that was applied; a false acknowledgement |
 //! | [`dual_primary`] | one node acknowledges at a time | an older timeline that acknowledges after a newer one |
-//! | [`administrator`] | a command takes effect at most once; a setting said to be changed is | more switchovers than commands; a change undone |
+//! | [`administrator`] | a command takes effect at most once; what is said to be done is | a switchover without a command, a command without one; a change undone |
 //! | [`copies`] | equal nodes, sound files | different hashes, histories, pg_amcheck, checksums |
 //!
 //! Deliberately absent: any look at the cluster, and "passed" where too little was seen.
@@ -22,6 +22,7 @@ pub mod contract;
 pub mod copies;
 pub mod dual_primary;
 pub mod list_append;
+mod orders;
 pub mod register;
 pub mod replica;
 pub mod session;
@@ -32,7 +33,7 @@ pub mod wgl;
 #[cfg(test)]
 mod made;
 
-use crate::record::Verdict;
+use crate::record::{Reign, Verdict};
 use crate::workload::final_state::Final;
 use crate::workload::history::{Histories, Level};
 
@@ -57,9 +58,9 @@ impl Default for Least {
     }
 }
 
-/// Every checker's verdict, in the order of the table above.
+/// Every checker's verdict, in the order of the table above. `reigns`: who was seen in office.
 #[must_use]
-pub fn all(histories: &Histories, end: &Final, least: Least) -> Vec<Verdict> {
+pub fn all(histories: &Histories, reigns: &[Reign], end: &Final, least: Least) -> Vec<Verdict> {
     let mut verdicts = vec![
         set::check(histories, end, least),
         list_append::check(histories, end, Level::Serializable, least),
@@ -73,7 +74,7 @@ pub fn all(histories: &Histories, end: &Final, least: Least) -> Vec<Verdict> {
     ];
     // Where nobody gave commands there is nothing to conclude, and no failure to be suspected.
     if !histories.commands.is_empty() {
-        verdicts.push(administrator::check(histories, end));
+        verdicts.push(administrator::check(histories, reigns, end));
     }
     verdicts.extend([copies::copies(end), copies::amcheck(end), copies::checksums(end)]);
     verdicts

@@ -135,7 +135,7 @@ fn press(i: &mut Injected<'_>) {
 /// `part` of the target's data moves onto a volume of its own, which is then full.
 fn small_volume<'a>(i: &mut Injected<'a>, target: Target<'a>, part: &'static str) -> Result<()> {
     let place: PathBuf = if part == "pg_wal" { target.pgdata().join(part) } else { target.consensus() };
-    let image = target.site.logs().join(format!("{}-{part}.img", target.name()));
+    let image = target.site.volume(part);
     i.undo(format!("start {}", target.name()), move || target.start());
     super::process::end_in_order(i, target)?;
     let volume = Rc::new(Volume::planned(&place, &image));

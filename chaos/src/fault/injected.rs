@@ -53,6 +53,8 @@ pub struct Injected<'a> {
     targets: Vec<Target<'a>>,
     evidence: Signs<'a>,
     expected: Signs<'a>,
+    /// Looked for once, just before it heals.
+    forbidden: Signs<'a>,
     undo: Vec<Undo<'a>>,
     afterwards: Vec<Undo<'a>>,
 }
@@ -66,8 +68,8 @@ pub fn inject<'a>(fault: &'static Fault, ctx: &'a Ctx<'a>) -> Result<Injected<'a
     let targets = aim::resolve(fault.aim, ctx).with_context(|| format!("{} has nobody to be aimed at", fault.name))?;
     let seed = fault.name.bytes().fold(ctx.seed, |seed, byte| seed.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte));
     let rng = StdRng::seed_from_u64(seed);
-    let (evidence, expected) = (Signs::default(), Signs::default());
-    let mut injected = Injected { fault, ctx, rng, targets, evidence, expected, undo: Vec::new(), afterwards: Vec::new() };
+    let (evidence, expected, forbidden) = (Signs::default(), Signs::default(), Signs::default());
+    let mut injected = Injected { fault, ctx, rng, targets, evidence, expected, forbidden, undo: Vec::new(), afterwards: Vec::new() };
     (fault.inject)(&mut injected).with_context(|| format!("{} was not injected", fault.name))?;
     Ok(injected)
 }
@@ -104,6 +106,12 @@ impl<'a> Injected<'a> {
         self.expected.unseen()
     }
 
+    /// What the program did while the fault held, and may not do then.
+    #[must_use]
+    pub fn forbidden(&self) -> Option<String> {
+        self.forbidden.any()
+    }
+
     /// Mend everything. A second time it does nothing.
     ///
     /// # Errors
@@ -111,6 +119,9 @@ impl<'a> Injected<'a> {
     pub fn heal(&mut self) -> Result<()> {
         let mut failed = Vec::new();
         let broke_something = !self.undo.is_empty();
+        if broke_something {
+            self.forbidden.look();
+        }
         while let Some(undo) = self.undo.pop() {
             if let Err(error) = (undo.run)() {
                 failed.push(format!("{}: {error:#}", undo.what));
@@ -164,6 +175,11 @@ impl<'a> Injected<'a> {
         self.expected.add(what, look);
     }
 
+    /// Register what the program may not have done by the moment at which it heals; `look` says what it did.
+    pub(super) fn forbid(&mut self, what: impl Into<String>, look: impl FnMut() -> Option<String> + 'a) {
+        self.forbidden.add(what, look);
+    }
+
     /// Register what was seen already.
     pub(super) fn proved(&mut self, seen: impl Into<String>) {
         self.evidence.add_seen(seen);
@@ -187,6 +203,7 @@ impl<'a> Injected<'a> {
     pub(super) fn also(&mut self, fault: &'static Fault) -> Result<()> {
         let mut child = inject(fault, self.ctx)?;
         self.expected.add_all(fault.name, std::mem::take(&mut child.expected));
+        self.forbidden.add_all(fault.name, std::mem::take(&mut child.forbidden));
         let child = std::rc::Rc::new(std::cell::RefCell::new(child));
         let (proving, healing) = (std::rc::Rc::clone(&child), child);
         self.prove(fault.name, move || proving.borrow_mut().proof().map(|seen| format!("{}: {seen}", fault.name)));

@@ -97,8 +97,8 @@ pub(super) const FAULTS: &[Fault] = &[
         Ok(())
     })
     .hold(10, 30),
-    fault("loss-5-everywhere", Aim::Everyone, "One packet in twenty vanishes on every line.", |i| {
-        everywhere(i, |link| link.loss = 0.05)?;
+    fault("loss-5-everywhere", Aim::Everyone, "One packet in twenty more vanishes on every line.", |i| {
+        everywhere(i, |link| link.loss += 0.05)?;
         let [one, other] = first_two(i)?;
         i.prove_drops(one, other);
         Ok(())
@@ -224,7 +224,7 @@ fn everywhere(i: &mut Injected<'_>, change: impl Fn(&mut crate::world::Link)) ->
 
 /// Ports of the target alone: a packet counts by either end, so the same port of others would be cut off as well if lines between
 /// them were touched.
-fn cut_ports(i: &mut Injected<'_>, ports: &[u16]) -> Result<()> {
+pub(super) fn cut_ports(i: &mut Injected<'_>, ports: &[u16]) -> Result<()> {
     i.all_lines(i.target(), |link| link.cut_ports.extend(ports))?;
     let other = i.others(i.target()).pop().context("nobody else")?;
     i.prove_passes(other, i.target());

@@ -2,13 +2,14 @@
 
 use super::aim::{self, Target};
 use super::evidence::Tail;
-use super::injected::Injected;
+use super::injected::{Ctx, Injected};
 use super::kinds::{Aim, Family, Fault, Phase};
 use super::misbehaved::Misbehaved;
 use super::orders::{self, Order};
 use super::process;
 use super::procs::Kind;
 use crate::cluster::Status;
+use crate::workload::final_state::{PrimaryChange, parse_changes};
 use anyhow::{Context as _, Result, bail};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub(super) const FAULTS: &[Fault] = &[
             i.isolate(target)?;
             let to = others(i, target, Role::Standby)?;
             let order = orders::give(i, to, &["switchover", "--to", to.name()])?;
+            let done = order.clone();
+            i.expect(format!("the switchover to {} is done", to.name()), move || done.done());
             prove_outcome(i, order);
             Ok(())
         },
@@ -149,7 +152,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "paused-and-postmaster-killed",
         Aim::Primary,
-        "Failover is paused when the primary's Postgres crashes: it starts where it was.",
+        "Failover is paused when the primary's Postgres crashes: nobody is elected until it is resumed.",
         |i| {
             pause(i)?;
             process::kill(i, i.target(), Kind::Postmaster)
@@ -167,6 +170,11 @@ pub(super) const FAULTS: &[Fault] = &[
             accepted(&ctx.cluster.cli(&["fence", target.name()])?)?;
             i.wait("the fenced Postgres to stop", Duration::from_secs(15), || target.processes(Kind::Postmaster).is_empty().then_some(()))?;
             i.proved(format!("{} is fenced", target.name()));
+            let before = ctx.cluster.status()?.epoch;
+            i.forbid("an election of the fenced one", move || {
+                let elected = since(ctx, before).into_iter().find(|change| change.to == target.name())?;
+                Some(format!("{} was elected in epoch {}, and is fenced", elected.to, elected.epoch))
+            });
             process::kill(i, primary, Kind::Postmaster)
         },
     )
@@ -258,7 +266,21 @@ fn pause(i: &mut Injected<'_>) -> Result<()> {
     reach(i, "the pause", |s| s.paused)?;
     let (before, primary) = (ctx.cluster.status()?.epoch, i.target().name());
     i.proved(format!("failover is paused in epoch {before}, {primary} primary"));
+    i.forbid("an automatic election", move || {
+        let elected = since(ctx, before).into_iter().find(|change| AUTOMATIC.contains(&change.cause.as_str()))?;
+        Some(format!("{} was elected in epoch {} ({}), and elections are paused", elected.to, elected.epoch, elected.cause))
+    });
     Ok(())
+}
+
+/// Causes of elections that nobody ordered.
+const AUTOMATIC: [&str; 3] = ["lease_expired", "primary_down", "proven_dead"];
+
+/// Changes of primary after an epoch, as the cluster tells them; none where nobody answers.
+fn since(ctx: &Ctx<'_>, epoch: u64) -> Vec<PrimaryChange> {
+    let asked = ctx.cluster.cli_unnoted(&["history", "-o", "json"]).ok();
+    let all = asked.and_then(|output| parse_changes(&String::from_utf8_lossy(&output.stdout)).ok()).unwrap_or_default();
+    all.into_iter().filter(|change| change.epoch > epoch).collect()
 }
 
 fn contradict(i: &mut Injected<'_>) -> Result<()> {

@@ -10,6 +10,8 @@ use std::time::Duration;
 /// A switchover may take its whole timeout of 20 s, and a copy longer; nobody waits for the latter.
 const ORDER_LIMIT: Duration = Duration::from_secs(45);
 
+/// How the words of an order begin that was carried out.
+const DONE: &str = "done: ";
 /// How the words of an order begin that was answered and not carried out; the code follows.
 const REFUSED: &str = "exit ";
 
@@ -23,14 +25,22 @@ pub struct Order {
 impl Order {
     /// "`switchover --to dc2`: done: …"; `None` while it is open.
     pub fn outcome(&self) -> Option<String> {
-        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        outcome.as_ref().map(|outcome| format!("`{}`: {outcome}", self.words))
+        self.beginning("")
+    }
+
+    /// [`Order::outcome`], where it was carried out.
+    pub fn done(&self) -> Option<String> {
+        self.beginning(DONE)
     }
 
     /// [`Order::outcome`], where it was answered and not carried out; who never answered has refused nothing.
     pub fn refusal(&self) -> Option<String> {
+        self.beginning(REFUSED)
+    }
+
+    fn beginning(&self, with: &str) -> Option<String> {
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        outcome.as_ref().filter(|outcome| outcome.starts_with(REFUSED)).map(|outcome| format!("`{}`: {outcome}", self.words))
+        outcome.as_ref().filter(|outcome| outcome.starts_with(with)).map(|outcome| format!("`{}`: {outcome}", self.words))
     }
 }
 
@@ -78,7 +88,7 @@ pub fn in_words(output: &Output) -> String {
     let text = super::evidence::plain(&String::from_utf8_lossy(&text));
     let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
     match output.status.code() {
-        Some(0) => format!("done: {last}"),
+        Some(0) => format!("{DONE}{last}"),
         Some(code) => format!("{REFUSED}{code}: {last}"),
         None => format!("{}: {last}", output.status),
     }
@@ -91,11 +101,13 @@ mod tests {
     use std::process::ExitStatus;
 
     #[test]
-    fn only_who_answers_and_does_not_do_it_refuses() {
+    fn only_who_answers_has_done_it_or_refused() {
         let said =
             |status: i32| in_words(&Output { status: ExitStatus::from_raw(status), stdout: b"it says\n".to_vec(), stderr: Vec::new() });
         let order = |outcome: Option<String>| Order { words: "switchover".to_owned(), outcome: Arc::new(Mutex::new(outcome)) };
         assert_eq!(order(Some(said(3 << 8))).refusal().as_deref(), Some("`switchover`: exit 3: it says"));
+        assert_eq!(order(Some(said(0))).done().as_deref(), Some("`switchover`: done: it says"));
+        assert_eq!(order(Some(said(3 << 8))).done(), None);
         for outcome in [None, Some(said(0)), Some(said(9)), Some("no outcome: no end within 45 s".to_owned())] {
             assert_eq!(order(outcome.clone()).refusal(), None, "{outcome:?}");
         }

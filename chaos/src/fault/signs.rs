@@ -41,6 +41,12 @@ impl<'a> Signs<'a> {
         seen.filter(|seen| !seen.is_empty()).map(|seen| seen.join("; "))
     }
 
+    /// What those showed that were seen; `None`: none was.
+    pub fn any(&self) -> Option<String> {
+        let seen: Vec<&str> = self.0.iter().filter_map(|sign| sign.seen.as_deref()).collect();
+        (!seen.is_empty()).then(|| seen.join("; "))
+    }
+
     /// What was not seen so far.
     pub fn unseen(&self) -> Vec<&str> {
         self.0.iter().filter(|sign| sign.seen.is_none()).map(|sign| sign.what.as_str()).collect()
@@ -64,6 +70,7 @@ mod tests {
         for _ in 0..2 {
             signs.look();
             assert_eq!((signs.seen(), signs.unseen()), (None, vec!["the third look"]));
+            assert_eq!(signs.any().as_deref(), Some("one at once"));
         }
         signs.look();
         signs.look();
@@ -73,7 +80,7 @@ mod tests {
 
     #[test]
     fn without_any_sign_nothing_was_seen() {
-        assert_eq!(Signs::default().seen(), None);
+        assert_eq!((Signs::default().seen(), Signs::default().any()), (None, None));
     }
 
     #[test]

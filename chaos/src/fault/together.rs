@@ -64,6 +64,13 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     ),
     fault(
+        "unheard-standby-and-postmaster-killed",
+        Aim::SyncStandby,
+        "A standby streams, but its consensus port is cut; when the rule does without it the primary's postmaster is killed.",
+        lose_what_a_standby_shows,
+    )
+    .hold(5, 12),
+    fault(
         "cancelled-waits-and-failover",
         Aim::Primary,
         "No standby hears the primary's Postgres, commits that wait for one are cancelled, and then it is killed.",
@@ -168,6 +175,23 @@ fn lose_power_and_return<'a>(i: &mut Injected<'a>, targets: &[Target<'a>], pause
     let names: Vec<&str> = targets.iter().map(Target::name).collect();
     i.proved(format!("{} lost power within {} ms, and {lost} unflushed blocks", names.join(", "), took.as_millis()));
     Ok(())
+}
+
+/// What it shows from then on others may decide without: nobody may be shown it.
+fn lose_what_a_standby_shows(i: &mut Injected<'_>) -> Result<()> {
+    const READ: Duration = Duration::from_secs(1);
+    let (target, ctx) = (i.target(), i.ctx);
+    let primary = ctx.cluster.primary().context("there is no primary at this moment")?;
+    let primary = i.others(target).into_iter().find(|t| t.name() == primary).context("the primary is who should confirm")?;
+    let ports = ctx.cluster.ports();
+    super::network::cut_ports(i, &[ports.grpc])?;
+    i.prove_unreachable(primary, target, ports.grpc);
+    i.prove_reachable(primary, target, ports.postgres);
+    let without = || ctx.cluster.status().ok()?.rule.filter(|rule| !rule.changing && !rule.standbys.iter().any(|s| s == target.name()));
+    i.wait("a rule without it", Duration::from_secs(20), without)?;
+    i.proved(format!("the rule did without {}", target.name()));
+    std::thread::sleep(READ);
+    process::kill(i, primary, Kind::Postmaster)
 }
 
 /// What was cancelled is on the primary's disk only, and nobody may have been told that it is safe.

@@ -2,6 +2,7 @@
 //!
 //! The directory becomes a symbolic link to the mounted volume. The node must be down while that is arranged and undone.
 
+use crate::world::mount_point;
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::io::Write as _;
@@ -26,7 +27,7 @@ impl Volume {
     pub fn planned(place: &Path, image: &Path) -> Volume {
         let mut aside = place.as_os_str().to_owned();
         aside.push(".aside");
-        Volume { place: place.to_owned(), aside: aside.into(), image: image.to_owned(), mount: image.with_extension("mount") }
+        Volume { place: place.to_owned(), aside: aside.into(), image: image.to_owned(), mount: mount_point(image) }
     }
 
     /// Move the content onto a new file system with little more room than it takes.

@@ -69,13 +69,17 @@ pub fn finally(cluster: &Cluster, clock: RunClock) -> Result<Final> {
         }
     }
     if cluster.system().tells().history {
-        let history = cluster.cli(&["history", "-o", "json"])?;
-        end.changes = parse_changes(&String::from_utf8_lossy(&history.stdout)).ok();
-        let settings = cluster.cli_unnoted(&["config", "show", "-o", "json"])?;
-        end.settings = parse_settings(&String::from_utf8_lossy(&settings.stdout)).ok();
+        end.changes = asked(cluster, &["history", "-o", "json"], parse_changes);
+        end.settings = asked(cluster, &["config", "show", "-o", "json"], parse_settings);
     }
     end.is_paused = cluster.status().ok().map(|s| s.paused);
     Ok(end)
+}
+
+/// `None` where nobody answers: who does not know that concludes nothing, and what the run found before holds.
+fn asked<T>(cluster: &Cluster, words: &[&str], parse: impl FnOnce(&str) -> Result<T>) -> Option<T> {
+    let output = cluster.cli_unnoted(words).ok()?;
+    parse(&String::from_utf8_lossy(&output.stdout)).ok()
 }
 
 /// Commands that faults and phases gave, as the workload's own administrator notes his.

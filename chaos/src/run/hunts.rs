@@ -31,7 +31,7 @@ pub enum By {
 /// What becomes of a cluster that never is whole for the first time; no checker's name.
 pub const START: &str = "start";
 /// Verdicts of the run itself, which come of many things.
-const OF_THE_RUN: &[&str] = &["availability", "cause", "final", START, "workload"];
+const OF_THE_RUN: &[&str] = &["availability", "cause", "ends", "final", "panics", START, "workload"];
 /// The cluster does not come back.
 const AWAY: &[&str] = &["availability", "final"];
 

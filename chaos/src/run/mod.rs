@@ -17,6 +17,7 @@ mod lists;
 mod logs;
 pub mod mutants;
 mod pace;
+mod panics;
 mod phase;
 mod plan;
 pub mod session;

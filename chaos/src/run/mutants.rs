@@ -2,7 +2,8 @@
 //!
 //! The program is one that was built with its seeded bugs; `trilithon version --bugs` lists them, the environment variable
 //! TRILITHON_BUG switches one on. Each bug gets a world of its own. A mutant that nobody caught is a hole in the harness, and so is a
-//! first row (no bug at all) that does not pass: it stands the faults of all the others, under the same limits of time. Whose failure
+//! first row (no bug at all) that does not pass: it stands the faults of all the others, under the same limits of time. Where a bug is
+//! hunted with a lease of its own, so is no bug. Whose failure
 //! counts as a catch is told by each hunt; an error of the harness never does. Bugs that no run from outside shows in minutes are passed
 //! over, unless they are asked for; see [`hunts`].
 
@@ -94,20 +95,27 @@ pub fn run(settings: &Settings, hunted: &Hunted, interrupts: &Interrupts, voice:
     let wanted: Vec<Bug> = all.into_iter().filter(asked).collect();
     let sound = lists::listed(&hunts::all_of(wanted.iter().map(|bug| bug.name.as_str())));
     let none = Bug { name: String::new(), about: "no bug".to_owned() };
-    let first = (!hunted.bugs_only).then_some(none);
+    let first = (!hunted.bugs_only).then_some(none.clone());
     let mut rows = Vec::new();
     for bug in first.into_iter().chain(wanted) {
         if interrupts.requested() {
             bail!(super::pace::Interrupted);
         }
         let mut own = settings.clone();
+        own.hunting = true;
         if hunted.own_faults {
             let hunt = hunts::hunt(&bug.name);
             own.mode = if bug.name.is_empty() { sound.clone() } else { lists::listed(hunt.faults) };
             own.set.extend(hunt.lease_ttl.map(|literal| ("ha".to_owned(), "lease_ttl".to_owned(), literal.to_owned())));
+            if hunt.lease_ttl.is_some() && !hunted.bugs_only {
+                voice.note(clock, &format!("no mutant, as {} is hunted", bug.name));
+                let folder = format!("as-{}", bug.name);
+                let without = Settings { out: own.out.join(&folder), dir: own.dir.join(&folder), ..own.clone() };
+                let with = || format!("without a bug, as {} is hunted", bug.name);
+                rows.push(one(without, &none, interrupts, voice).with_context(with)?);
+            }
         }
         voice.note(clock, &format!("mutant {}", if bug.name.is_empty() { "none" } else { &bug.name }));
-        own.hunting = true;
         let with = || if bug.name.is_empty() { "without a bug".to_owned() } else { format!("with the bug {}", bug.name) };
         rows.push(one(own, &bug, interrupts, voice).with_context(with)?);
     }

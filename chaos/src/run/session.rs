@@ -5,19 +5,19 @@
 
 use super::pace::{Interrupted, Pace};
 use super::plan::{Mode, Plan, Step};
-use super::settings::Settings;
+use super::settings::{Settings, Which};
 use super::step::{Done, Stage};
 use super::verdicts::{self, Cause, Seen};
 use super::voice::Voice;
 use super::watch::Watch;
-use super::{clients, core_trace, logs, versions};
+use super::{clients, core_trace, logs, panics, versions};
 use crate::cluster::{Cluster, Tells};
 use crate::record::{At, Outcome, Record, RunClock, Verdict};
 use crate::workload::history::{Door, Fate, Histories};
 use crate::world::{Interrupts, Site, World};
 use crate::{check, fault, report};
 use anyhow::{Context as _, Result};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -99,9 +99,12 @@ fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record:
     let uncopied = logs::collect(world, Some(&cluster), &settings.out);
     record.notes.extend(uncopied.iter().cloned());
     cluster.kill();
+    let sites: Vec<&str> = world.sites().iter().map(Site::name).collect();
+    if outcome.is_ok() && settings.system == Which::Trilithon {
+        record.verdicts.push(panics::check(&settings.out, &sites));
+    }
     if settings.core_trace && outcome.is_ok() {
         voice.note(pace.clock, "asking the core again");
-        let sites: Vec<&str> = world.sites().iter().map(Site::name).collect();
         record.verdicts.push(core_trace::check(&settings.binary, &settings.out, &sites, &uncopied));
     }
     outcome
@@ -130,6 +133,8 @@ fn with_cluster(
         watch: &watch,
         voice,
         ends: RefCell::default(),
+        unprovoked: RefCell::default(),
+        busy: Cell::default(),
     };
     voice.begin(pace.now().after(settings.expected()));
     let calm_from = pace.now().after(WARM_UP);
@@ -138,6 +143,7 @@ fn with_cluster(
     // Also an interrupted run shows what it saw.
     let healed = if stepped.is_ok() && !steps.last().is_some_and(|s| s.lost) { stage.until_whole(FINAL_LIMIT) } else { Ok(()) };
     record.notes.extend(stage.ends.take());
+    let unprovoked = stage.unprovoked.take();
     voice.note(pace.clock, "the last reads");
     let mut histories = running.stop()?;
     histories.commands.extend(clients::given(cluster));
@@ -150,10 +156,7 @@ fn with_cluster(
     let seen = Seen { acknowledged: &acknowledged, reigns: &reigns, turns: &turns, end: end_of_run };
     steps.iter_mut().for_each(|done| verdicts::measure(done, &seen));
     record.primaries = reigns;
-    record.samples = histories.samples.clone();
-    record.outages = histories.outages.clone();
-    record.faults = steps.iter().flat_map(|s| s.records.iter().cloned()).collect();
-    record.notes.extend(steps.iter().flat_map(|s| s.notes.iter().cloned()));
+    note_all(record, &histories, &steps);
     stepped?;
     pace.check()?;
     if let Err(error) = healed {
@@ -161,11 +164,12 @@ fn with_cluster(
     }
     voice.note(pace.clock, "checking");
     let end = clients::finally(cluster, pace.clock)?;
-    record.verdicts.extend(check::all(&histories, &end, check::Least::default()));
+    record.verdicts.extend(check::all(&histories, &record.primaries, &end, check::Least::default()));
     excuse(&mut record.verdicts, cluster.system().tells());
     if record.verdicts.iter().any(|v| v.outcome == Outcome::Failed) {
         record.notes.extend(keep(&histories, &settings.out).err().map(|e| format!("{e:#}")));
     }
+    record.verdicts.push(verdicts::ends(unprovoked));
     record.verdicts.push(verdicts::causes(&record.primaries, &all_causes(&steps, &histories, pace.now())));
     if settings.mode == Mode::Calm {
         record.verdicts.push(verdicts::calm(&acknowledged, calm_from, end_of_run));
@@ -174,6 +178,14 @@ fn with_cluster(
         record.verdicts.push(verdicts::enough(acknowledged.len() as u64, record.faults.len()));
     }
     pace.check()
+}
+
+/// What is drawn and listed, whatever it is judged to be.
+fn note_all(record: &mut Record, histories: &Histories, steps: &[Done]) {
+    record.samples = histories.samples.clone();
+    record.outages = histories.outages.clone();
+    record.faults = steps.iter().flat_map(|s| s.records.iter().cloned()).collect();
+    record.notes.extend(steps.iter().flat_map(|s| s.notes.iter().cloned()));
 }
 
 fn make_steps(settings: &Settings, stage: &Stage<'_>, plan: Plan, steps: &mut Vec<Done>) -> Result<()> {
@@ -271,9 +283,9 @@ fn never_whole(error: &anyhow::Error) -> Verdict {
     }
 }
 
-/// From a fault's preparation until the cluster is whole again; commands for as long as they may take effect.
+/// From a fault's preparation until the cluster is whole again, by itself or with help; commands for as long as they may take effect.
 fn all_causes(steps: &[Done], histories: &Histories, now: At) -> Vec<Cause> {
-    let faults = steps.iter().map(|s| Cause { from: s.from, to: s.whole.unwrap_or(now) });
+    let faults = steps.iter().map(|s| Cause { from: s.from, to: s.over().unwrap_or(now) });
     let commands = histories.commands.iter().map(|c| Cause { from: c.from, to: c.to.after(COMMAND_LIMIT) });
     faults.chain(commands).collect()
 }

@@ -16,7 +16,7 @@ use crate::report::Event;
 use crate::workload::Running;
 use crate::world::World;
 use anyhow::{Result, bail};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 /// Beyond these bounds a cluster did not come back by itself. The targets (5 s and 60 s) are the report's; these are for what hangs.
@@ -42,8 +42,12 @@ pub struct Stage<'a> {
     pub hunting: bool,
     pub watch: &'a Watch,
     pub voice: &'a Voice,
-    /// Node processes that ended although no fault was at work on them.
+    /// Node processes that ended by themselves while none of the cluster's faults was at work.
     pub ends: RefCell<Vec<String>>,
+    /// Those of them that ended while all was well.
+    pub unprovoked: RefCell<Vec<String>>,
+    /// A step is being made.
+    pub busy: Cell<bool>,
 }
 
 /// What a step left behind.
@@ -56,6 +60,8 @@ pub struct Done {
     pub healed: At,
     /// When the cluster was whole again; `None`: not by itself.
     pub whole: Option<At>,
+    /// When a person's means had made it whole.
+    pub helped: Option<At>,
     /// Lines for the record's notes.
     pub notes: Vec<String>,
     /// What the program under test did wrong, other than that it did not come back.
@@ -64,12 +70,26 @@ pub struct Done {
     pub lost: bool,
 }
 
+impl Done {
+    /// When it was over, one way or another; `None`: never.
+    pub fn over(&self) -> Option<At> {
+        self.whole.or(self.helped)
+    }
+}
+
 impl Stage<'_> {
     /// Make one step. `before` faults were injected earlier in the run.
     ///
     /// # Errors
     /// Interrupted. Everything that a fault or the cluster does is in the result instead.
     pub fn make(&self, step: &Step, before: usize) -> Result<Done> {
+        self.busy.set(true);
+        let done = self.broken_and_mended(step, before);
+        self.busy.set(false);
+        done
+    }
+
+    fn broken_and_mended(&self, step: &Step, before: usize) -> Result<Done> {
         let mut done = Done { from: self.pace.now(), ..Done::default() };
         let mut staged = match phase::bring(self.world, self.cluster, step.phase, self.pace) {
             Ok(staged) => staged,
@@ -86,15 +106,19 @@ impl Stage<'_> {
         }
         let phase = staged.reached.unwrap_or(Phase::Steady);
         let ctx = Ctx { world: self.world, cluster: self.cluster, clock: self.clock, seed: step.seed, scale: self.scale };
-        let mut injected = Vec::new();
+        let (mut injected, reached_at) = (Vec::new(), self.pace.now());
         for (number, fault) in (before + 1..).zip(&step.faults) {
             let (from, phase) = (self.pace.now(), phase.word().to_owned());
             self.voice.fault(number, fault.name);
             let mut record = FaultRecord { name: fault.name.to_owned(), phase, from, missed: missed.clone(), ..FaultRecord::default() };
             match fault::inject(fault, &ctx) {
                 Ok(one) => {
-                    let how = if staged.how.is_empty() { String::new() } else { format!(", {}", staged.how) };
-                    record.aim = format!("{}{how}", one.aim());
+                    record.aim = one.aim();
+                    if !staged.how.is_empty() {
+                        // Phases are short: who reads it can judge whether this one still went on.
+                        let later = millis(self.pace.now().since(reached_at));
+                        record.aim.push_str(&format!(", {}, in force {later} ms later", staged.how));
+                    }
                     self.say(&Event::Injected { number, name: &record.name, aim: &record.aim, phase: &record.phase });
                     injected.push((number, record, one));
                 }
@@ -112,6 +136,17 @@ impl Stage<'_> {
         self.hold(step.hold, &mut injected)?;
         self.mend(step, &mut injected, &mut staged, &mut done);
         done.healed = self.pace.now();
+        self.judge(step, injected, &mut done);
+        self.return_to_whole(step, before + 1, &mut done)?;
+        for record in &mut done.records {
+            record.to = done.healed;
+            record.redundant_after_heal_ms = done.whole.map(|whole| millis(whole.since(done.healed)));
+        }
+        Ok(done)
+    }
+
+    /// What each fault did, and what the program did about it.
+    fn judge(&self, step: &Step, injected: Vec<Active<'_>>, done: &mut Done) {
         for (number, mut record, mut one) in injected {
             // Some evidence (a log line, an exit) comes only with the mending.
             record.took_hold = one.proof();
@@ -124,15 +159,15 @@ impl Stage<'_> {
                 done.notes.push(answer.words.clone());
                 done.broken.extend(answer.counts.then_some(answer.words));
             }
+            if let Some(did) = one.forbidden() {
+                let words = format!("step {}: {}: {did}", step.number, record.name);
+                self.note(&words);
+                done.notes.push(words.clone());
+                done.broken.extend(is_alone(step).then_some(words));
+            }
             self.say(&Event::Healed { number, lasted: done.healed.since(record.from) });
             done.records.push(record);
         }
-        self.return_to_whole(step, before + 1, &mut done)?;
-        for record in &mut done.records {
-            record.to = done.healed;
-            record.redundant_after_heal_ms = done.whole.map(|whole| millis(whole.since(done.healed)));
-        }
-        Ok(done)
     }
 
     fn say(&self, event: &Event<'_>) {
@@ -214,6 +249,7 @@ impl Stage<'_> {
         }
         if self.wait(HELPED_LIMIT, || self.is_whole())? {
             done.notes.push("a restart of all nodes by hand made it whole".to_owned());
+            done.helped = Some(self.pace.now());
             return Ok(());
         }
         let stuck = self.cluster.status().map(|s| stuck_standbys(&s)).unwrap_or_default();
@@ -223,6 +259,7 @@ impl Stage<'_> {
         }
         if !stuck.is_empty() && self.wait(HELPED_LIMIT, || self.is_whole())? {
             done.notes.push(format!("`reinit` of {} by hand made it whole", stuck.join(", ")));
+            done.helped = Some(self.pace.now());
             return Ok(());
         }
         done.notes.push("it did not become whole by hand either: the run ends here".to_owned());
@@ -257,7 +294,9 @@ impl Stage<'_> {
             for end in self.cluster.tend(&self.clock) {
                 let said = format!("{} of {} ended by itself ({}); it is started again", end.program, end.node, end.how);
                 self.note(&said);
-                self.ends.borrow_mut().push(format!("{:.1} s: {said}", Duration::from_micros(self.pace.now().0).as_secs_f64()));
+                let said = format!("{:.1} s: {said}", Duration::from_micros(self.pace.now().0).as_secs_f64());
+                self.ends.borrow_mut().push(said.clone());
+                self.unprovoked.borrow_mut().extend((!self.busy.get()).then_some(said));
             }
             self.voice.look(self.clock, self.watch, self.running);
             good()

@@ -41,7 +41,7 @@ pub fn measure(done: &mut Done, seen: &Seen<'_>) {
     let (acknowledged, now) = (seen.acknowledged, seen.end);
     let first = acknowledged.partition_point(|at| *at <= done.healed);
     let writable = acknowledged.get(first).map(|at| millis(at.since(done.healed)));
-    let end = done.whole.unwrap_or(now);
+    let end = done.over().unwrap_or(now);
     for record in &mut done.records {
         record.writable_after_heal_ms = writable;
         record.outage_ms = longest_gap(acknowledged, record.from, end).map(millis);
@@ -177,6 +177,18 @@ pub fn causes(reigns: &[Reign], causes: &[Cause]) -> Verdict {
     };
     verdict.summary = format!("{changes} changes of primary, {without} without a cause");
     verdict
+}
+
+/// No process of a node ended while nothing was broken: who starts it again hides it.
+pub fn ends(unprovoked: Vec<String>) -> Verdict {
+    let outcome = if unprovoked.is_empty() { Outcome::Passed } else { Outcome::Failed };
+    Verdict {
+        checker: "ends".to_owned(),
+        outcome,
+        summary: format!("{} processes ended by themselves while nothing was broken", unprovoked.len()),
+        counts: BTreeMap::from([("unprovoked".to_owned(), unprovoked.len() as u64)]),
+        witness: unprovoked,
+    }
 }
 
 /// Did enough happen to conclude anything?

@@ -116,7 +116,14 @@ async fn read_node(session: &Session, primary_lsn: Option<i64>, until: At, node:
         true => "SELECT received_tli FROM pg_stat_wal_receiver",
         false => "SELECT chaos_timeline()",
     };
-    node.timeline = session.text(Stage::Body, timeline).await?.first().and_then(|row| number(row, 0));
+    // A standby that connects anew at this moment has no stream.
+    loop {
+        node.timeline = session.text(Stage::Body, timeline).await?.first().and_then(|row| number(row, 0));
+        if node.timeline.is_some() || session.now() >= until {
+            break;
+        }
+        tokio::time::sleep(POLL).await;
+    }
     let rows = session.text(Stage::Body, "SELECT id FROM chaos_set").await?;
     node.set = rows.iter().filter_map(|row| number(row, 0)).collect();
     for name in TABLES {

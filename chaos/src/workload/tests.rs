@@ -190,7 +190,7 @@ fn a_healthy_server_that_is_killed_once_passes_every_checker_and_tampering_fails
     assert!(histories.outages.iter().any(|outage| outage.to.since(outage.from) > Duration::from_millis(900)), "{:?}", histories.outages);
     let mut end = final_reads::gather(&places[..1], &login(), clock, Duration::from_secs(10)).unwrap();
     end.nodes[0].amcheck = Some(final_reads::amcheck(command("pg_amcheck"), &places[0], &login(), true));
-    let verdicts = check::all(&histories, &end, LEAST);
+    let verdicts = check::all(&histories, &[], &end, LEAST);
     for verdict in &verdicts {
         println!("{:?} {}: {} {:?} {:?}", verdict.outcome, verdict.checker, verdict.summary, verdict.counts, verdict.witness);
     }
@@ -207,7 +207,7 @@ fn a_healthy_server_that_is_killed_once_passes_every_checker_and_tampering_fails
          UPDATE chaos_version SET version = 1 WHERE id = (SELECT min(id) FROM chaos_version)",
     );
     let end = final_reads::gather(&places[..1], &login(), clock, Duration::from_secs(10)).unwrap();
-    let verdicts = check::all(&histories, &end, LEAST);
+    let verdicts = check::all(&histories, &[], &end, LEAST);
     let failed: Vec<_> = outcomes(&verdicts).into_iter().filter(|(_, outcome)| *outcome == Outcome::Failed).map(|(name, _)| name).collect();
     let wanted = ["set", "list-append serializable", "list-append repeatable-read", "register", "bank", "session"];
     for name in wanted {

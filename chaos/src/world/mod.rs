@@ -39,7 +39,7 @@ pub use clock::SiteClock;
 pub use disk::Disk;
 pub use interactive::up_interactive;
 pub use interrupt::Interrupts;
-pub use site::Site;
+pub use site::{Site, mount_point};
 pub use up::{Spec, World};
 pub use wan::{Counters, Link, Preset};
 

@@ -15,6 +15,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+/// Parts of a node's data that can be on a file system of their own. Known beforehand, so that whoever takes a world down finds them.
+pub(super) const VOLUMES: [&str; 2] = ["pg_wal", "consensus"];
+
+/// Never on the disk that faults are injected into.
+pub(super) fn volume(logs: &Path, part: &str) -> PathBuf {
+    logs.join(format!("{part}.img"))
+}
+
+/// Where a volume's image is mounted.
+#[must_use]
+pub fn mount_point(image: &Path) -> PathBuf {
+    image.with_extension("mount")
+}
+
 /// A datacenter: where processes start, and how all of them stop at once. Clones are the same datacenter.
 #[derive(Clone, Debug)]
 pub struct Site {
@@ -60,6 +74,12 @@ impl Site {
     #[must_use]
     pub fn logs(&self) -> &Path {
         &self.logs
+    }
+
+    /// The image of a small file system for one part of a node's data, of [`VOLUMES`]; it is mounted beside it, on [`mount_point`].
+    #[must_use]
+    pub fn volume(&self, part: &str) -> PathBuf {
+        volume(&self.logs, part)
     }
 
     /// A command that starts in the datacenter's network and cgroup, with its clocks. It is in a process group of its own, which Ctrl-C

@@ -10,7 +10,7 @@ use super::manifest::{Manifest, Thing};
 use super::namespace::Namespace;
 use super::router::Router;
 use super::runtime::SiteRuntime;
-use super::site::Site;
+use super::site::{Site, VOLUMES, mount_point, volume};
 use super::wan::{Preset, Wan};
 use anyhow::{Context, Result, bail};
 use rand::{RngCore, SeedableRng, rngs::StdRng};
@@ -254,6 +254,12 @@ fn site(index: usize, dir: &Path, cgroups: &Path, manifest: &mut Manifest) -> Re
     manifest.will_make(Thing::Cgroup(cgroups.join(&name)))?;
     let cgroup = Cgroup::create(&cgroups.join(&name))?;
     let limits = Limits::create(&cgroup, &format!("trilithon-chaos-{}-{name}", manifest.name()), manifest)?;
+
+    for image in VOLUMES.map(|part| volume(&logs, part)) {
+        manifest.will_make(Thing::File(image.clone()))?;
+        manifest.will_make(Thing::Loop(image.clone()))?;
+        manifest.will_make(Thing::Mount(mount_point(&image)))?;
+    }
 
     manifest.will_make(Thing::File(net.clone()))?;
     manifest.will_make(Thing::Bind(net.clone()))?;
