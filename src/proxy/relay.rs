@@ -103,15 +103,13 @@ impl Session {
 
     /// The next transaction of a client that keeps its server: where it may begin, and when. `None`: not here, and the server is gone.
     async fn begin_next(&mut self) -> Result<Option<Stop>, End> {
-        if self.is_unfit() {
+        // Who can take along what it has there, does.
+        if self.is_unfit() && !self.may_move() {
             match self.await_fit().await {
                 Ok(true) if self.is_astray() => {}
                 Ok(true) => return self.pump_client().map(Some),
                 Ok(false) => return self.lost().await.map(|()| None),
-                Err(error) => {
-                    self.reject(error)?;
-                    return Ok(Some(Stop::Empty));
-                }
+                Err(error) => return self.turn_away(error).map(Some),
             }
         }
         if self.is_astray() {
@@ -131,11 +129,14 @@ impl Session {
                 self.pump_client().map(Some)
             }
             Ok(None) => self.lost().await.map(|()| None),
-            Err(error) => {
-                self.reject(error)?;
-                Ok(Some(Stop::Empty))
-            }
+            Err(error) => self.turn_away(error).map(Some),
         }
+    }
+
+    /// The rest of the request may be here already, and nothing else would wake us for it.
+    fn turn_away(&mut self, error: NoServer) -> Result<Stop, End> {
+        self.reject(error)?;
+        self.pump_client()
     }
 
     fn holding(&mut self) -> &mut Held {

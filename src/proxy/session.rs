@@ -411,13 +411,18 @@ impl Session {
         self.held.as_ref().is_some_and(|held| held.kept && !held.link.to_primary && !self.shared.is_fit(held.link.node))
     }
 
+    /// Whether what it has at its standby can be made again elsewhere.
+    pub fn may_move(&self) -> bool {
+        self.is_astray() && !self.pinned && !self.statements.awaits_bind()
+    }
+
     /// A transaction begins astray: one that only reads may, any other takes its named statements along to where it belongs. What a
     /// session set, or named by PREPARE, cannot be taken along; there the standby itself tells what is a write (see `note_error`).
     /// `None` until enough has arrived to judge it.
     pub fn may_stay(&mut self) -> Result<Option<bool>, End> {
         let Some(unit) = self.next_unit()? else { return Ok(None) };
         let only_reads = matches!(unit.class.kind, Kind::Begin { access: Access::ReadOnly, .. });
-        let stays = only_reads || self.pinned || self.statements.awaits_bind();
+        let stays = (only_reads && !self.is_unfit()) || !self.may_move();
         if let Some(held) = self.held.as_mut().filter(|_| stays) {
             held.kept = false;
             held.strayed = !only_reads;

@@ -141,6 +141,19 @@ async fn a_session_that_keeps_its_standby_reads_nothing_there_once_it_is_unfit()
     asked.expect("it waits for a moment");
     readable(false).await;
     assert_eq!(code(kept.query(&statement, &[]).await), "57P01");
+    readable(true).await;
+
+    // Who cancels the wait has his answer to the end, and to what he had sent behind it.
+    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_secs(30)).await;
+    let mut kept = Raw::login(front.standby()).await;
+    assert_eq!(kept.ask(&[parse("mine", "select 1"), sync()].concat()).await, "1Z");
+    front.publish(|topology| topology.backends.get_mut(&STANDBY).expect("the standby").readable = false).await;
+    kept.say(&[run_statement("mine"), sync(), run_statement("mine"), sync()].concat()).await;
+    for answered in 0..2 {
+        eventually("it waits", || front.handle.stats().waiting == 1).await;
+        kept.cancel(front.standby()).await;
+        assert_eq!(kept.answer().await, "E57014Z", "{answered}");
+    }
 }
 
 /// A primary that lost power and starts again is in recovery, with commits that nobody had confirmed (P3).

@@ -290,6 +290,14 @@ async fn a_statement_named_in_a_block_that_only_reads_does_not_keep_a_writer_on_
         assert_eq!(client.ask(&query(text)).await, "CZ", "{text}");
     }
     assert_eq!(psql(front.primary(), "select count(*) from t"), "3");
+    // Nor does it keep anybody there once the standby is unfit.
+    let mut mover = Raw::login(front.auto()).await;
+    block(&mut mover, &[parse("s1", "select count(*) from t"), run_statement("s1"), sync()].concat(), "12DCZ").await;
+    front.publish(|topology| topology.backends.get_mut(&STANDBY).expect("the standby").readable = false).await;
+    assert_eq!(mover.ask(&query("begin read only")).await, "CZ");
+    assert_eq!(mover.ask(&query("select 1 / (1 - least(1, count(*))) from pg_stat_wal_receiver")).await, "TDCZ", "on the primary");
+    assert_eq!(mover.ask(&query("commit")).await, "CZ");
+    front.publish(|topology| topology.backends.get_mut(&STANDBY).expect("the standby").readable = true).await;
     // Nothing of it is left for the next client of the standby.
     let mut next = Raw::login(front.standby()).await;
     assert_eq!(next.ask(&query("select 1 / (1 - least(1, count(*))) from pg_prepared_statements")).await, "TDCZ");

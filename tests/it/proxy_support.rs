@@ -318,6 +318,8 @@ pub async fn eventually(what: &str, mut fact: impl FnMut() -> bool) {
 pub struct Raw {
     stream: TcpStream,
     inbox: StreamBuffer,
+    /// What a cancel request names it by.
+    key: Vec<u8>,
 }
 
 /// One message; the parts make its body.
@@ -356,7 +358,7 @@ impl Raw {
     /// As the superuser through the proxy.
     pub async fn login(port: u16) -> Raw {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connect");
-        let mut raw = Raw { stream, inbox: StreamBuffer::with_capacity(64 << 10) };
+        let mut raw = Raw { stream, inbox: StreamBuffer::with_capacity(64 << 10), key: Vec::new() };
         raw.say(&startup::write("postgres", "postgres", std::iter::empty())).await;
         let mut scram = ScramSha256::new(PASSWORD.as_bytes(), ChannelBinding::unsupported());
         loop {
@@ -373,10 +375,18 @@ impl Raw {
                     raw.say(&message(b'p', &[&last])).await;
                 }
                 (b'E', _) => panic!("{}", String::from_utf8_lossy(&body)),
+                (b'K', _) => raw.key = body,
                 (b'Z', _) => return raw,
                 _ => {}
             }
         }
+    }
+
+    /// A cancel request, as its driver sends one.
+    pub async fn cancel(&self, port: u16) {
+        let mut other = TcpStream::connect(("127.0.0.1", port)).await.expect("connect");
+        let request = [&16u32.to_be_bytes()[..], &80_877_102u32.to_be_bytes(), &self.key].concat();
+        other.write_all(&request).await.expect("the proxy reads");
     }
 
     pub async fn say(&mut self, bytes: &[u8]) {
