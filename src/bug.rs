@@ -48,9 +48,9 @@ bugs! {
     IgnoreLease "ignore-lease" "a primary goes on serving when its lease has ended (INV-9)",
     PromiseNotPersisted "promise-not-persisted" "the promised epoch is kept in memory only (INV-1)",
     NarrowRuleEarly "narrow-rule-early" "a primary that hears no standby waits for none, before the cluster has agreed (INV-5)",
-    DoubtfulRead "doubtful-read" "a former primary shows to readers what no standby had confirmed",
+    DoubtfulRead "doubtful-read" "a standby is read, a former primary too, whatever it may show that nobody confirmed",
     // The controller.
-    ShortLeaseWait "short-lease-wait" "the others wait for a third of the lease before they elect (INV-9)",
+    ShortLeaseWait "short-lease-wait" "the others wait for a sixth of the lease before they elect (INV-9)",
     ElectLagging "elect-lagging" "of the sealed the least advanced is elected (INV-7)",
     ElectUncovered "elect-uncovered" "the first to seal is elected, though the sealed do not cover the rule (INV-4)",
     NeedlessElection "needless-election" "an election is called every six seconds, for no reason",

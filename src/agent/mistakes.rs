@@ -50,7 +50,7 @@ pub(super) fn seal(s: &ClusterState, told: &mut NodeObservation) {
 /// What the controller believes to have seen.
 pub(super) fn view(s: &ClusterState, view: &mut View) {
     if bug::is(Bug::ShortLeaseWait) {
-        let waited = view.now.since(view.lease_seen) * 3;
+        let waited = view.now.since(view.lease_seen) * 6;
         view.lease_seen = Millis(view.now.0.saturating_sub(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)));
     }
     if bug::is(Bug::NeedlessElection) && matches!(s.phase, Phase::Steady { .. }) && view.now.since(view.phase_since) > NEEDLESS_AFTER {

@@ -57,8 +57,16 @@ const POWER_LOST_IN_PROMOTION: &[Entry] = &[
     ("everybody-loses-power", Phase::Promotion),
     ("everybody-loses-power", Phase::Promotion),
 ];
-/// Timelines are claimed for promotions that do not last: the next number is not the claimed one.
-const CLAIMED_IN_VAIN: &[Entry] = &[("kill-node-and-postgres", Phase::Promotion), ("kill-candidate", Phase::Election)];
+/// Timelines are claimed for promotions that do not last: the next number is not the claimed one. It is where the candidate dies before
+/// its Postgres has begun the timeline, which not every attempt hits.
+const CLAIMED_IN_VAIN: &[Entry] = &[
+    ("kill-node-and-postgres", Phase::Promotion),
+    ("kill-candidate", Phase::Election),
+    ("kill-candidate", Phase::Promotion),
+    ("kill-candidate", Phase::Election),
+    ("kill-node-and-postgres", Phase::Promotion),
+    ("kill-candidate", Phase::Election),
+];
 const SWITCHOVER: &[Entry] = &[("planned-switchover", Phase::Steady)];
 const NODE_STOPPED: &[Entry] = &[("stop-node", Phase::Steady), ("stop-node", Phase::Steady)];
 /// Its WAL goes out, and no confirmation comes in.
