@@ -115,9 +115,10 @@ impl Stage<'_> {
                 Ok(one) => {
                     record.aim = one.aim();
                     if !staged.how.is_empty() {
-                        // Phases are short: who reads it can judge whether this one still went on.
+                        // Phases are short: who reads it can judge whether this one still went on. To be sure that what was killed is gone
+                        // takes longer than to kill it.
                         let later = millis(self.pace.now().since(reached_at));
-                        record.aim.push_str(&format!(", {}, in force {later} ms later", staged.how));
+                        record.aim.push_str(&format!(", {}, struck within {later} ms", staged.how));
                     }
                     self.say(&Event::Injected { number, name: &record.name, aim: &record.aim, phase: &record.phase });
                     injected.push((number, record, one));
