@@ -93,7 +93,9 @@ impl World {
         // Alone and with a stopped agent, only the lease could speak, and nobody is there to hear it, nor within the moment of waking.
         let node = &self.nodes[slot];
         let unheard = !node.agent_runs() || self.now - node.agent.thawed < 1_500 || self.now - node.agent.started < 1_500;
-        let excused = acks == 0 && (unheard || self.cfg.unseen_pauses);
+        // The administrator who accepts a loss elects without the seal of a standby that nobody hears: it goes on confirming.
+        let given_away = self.raft.truth.history.iter().any(|h| h.accept_loss && h.epoch > epoch);
+        let excused = (acks == 0 || given_away) && (unheard || self.cfg.unseen_pauses);
         if let Some((later, _)) = newer.filter(|(_, at)| begun > *at && !excused) {
             self.violate("P2", || format!("epoch {epoch} acknowledged a write begun after epoch {later} did"));
         }
@@ -103,8 +105,8 @@ impl World {
             self.oracle.alone.push((end, self.now));
             return;
         }
-        // Of one that goes on alone the administrator has accepted to lose this, too; whether it may go on at all was asked above.
-        let given_up = acks == 0 && self.raft.truth.history.iter().any(|h| h.accept_loss && h.epoch > epoch);
+        // He has accepted to lose this, too; whether it may go on at all was asked above.
+        let given_up = given_away && (acks == 0 || unheard);
         if given_up {
             return;
         }
