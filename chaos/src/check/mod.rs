@@ -22,7 +22,7 @@ pub mod contract;
 pub mod copies;
 pub mod dual_primary;
 pub mod list_append;
-mod orders;
+pub mod orders;
 pub mod register;
 pub mod replica;
 pub mod session;

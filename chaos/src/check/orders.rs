@@ -10,7 +10,7 @@ use crate::workload::history::Command;
 use std::time::Duration;
 
 /// Commands take effect up to this long after they ended: a switchover has its own deadline of 20 s.
-const EFFECT_LIMIT: Duration = Duration::from_secs(25);
+pub const EFFECT_LIMIT: Duration = Duration::from_secs(25);
 /// A primary is seen in office this much later than its clients are told, at most, where it can be seen at all.
 const SEEN_LIMIT: Duration = Duration::from_secs(5);
 

@@ -3,9 +3,8 @@
 //! The program is one that was built with its seeded bugs; `trilithon version --bugs` lists them, the environment variable
 //! TRILITHON_BUG switches one on. Each bug gets a world of its own. A mutant that nobody caught is a hole in the harness, and so is a
 //! first row (no bug at all) that does not pass: it stands the faults of all the others, under the same limits of time. Where a bug is
-//! hunted with a lease of its own, so is no bug. Whose failure
-//! counts as a catch is told by each hunt; an error of the harness never does. Bugs that no run from outside shows in minutes are passed
-//! over, unless they are asked for; see [`hunts`].
+//! hunted with a lease of its own, so is no bug. Whose failure counts as a catch is told by each hunt; an error of the harness never
+//! does. Bugs that no run from outside shows in minutes are passed over, unless they are asked for; see [`hunts`].
 
 use super::hunts::By;
 use super::settings::{Settings, Which};

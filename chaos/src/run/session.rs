@@ -11,6 +11,7 @@ use super::verdicts::{self, Cause, Seen};
 use super::voice::Voice;
 use super::watch::Watch;
 use super::{clients, core_trace, logs, panics, versions};
+use crate::check::orders::EFFECT_LIMIT;
 use crate::cluster::{Cluster, Tells};
 use crate::record::{At, Outcome, Record, RunClock, Verdict};
 use crate::workload::history::{Door, Fate, Histories};
@@ -27,8 +28,6 @@ const WARM_UP: Duration = Duration::from_secs(5);
 const FINAL_LIMIT: Duration = Duration::from_secs(180);
 /// A fault that finds nothing to strike, as a lock that is not held just then, gets so many chances.
 const ATTEMPTS: u32 = 3;
-/// Commands take effect up to this long after they were given.
-const COMMAND_LIMIT: Duration = Duration::from_secs(25);
 
 const HISTORIES: &str = "histories.json";
 
@@ -286,7 +285,7 @@ fn never_whole(error: &anyhow::Error) -> Verdict {
 /// From a fault's preparation until the cluster is whole again, by itself or with help; commands for as long as they may take effect.
 fn all_causes(steps: &[Done], histories: &Histories, now: At) -> Vec<Cause> {
     let faults = steps.iter().map(|s| Cause { from: s.from, to: s.over().unwrap_or(now) });
-    let commands = histories.commands.iter().map(|c| Cause { from: c.from, to: c.to.after(COMMAND_LIMIT) });
+    let commands = histories.commands.iter().map(|c| Cause { from: c.from, to: c.to.after(EFFECT_LIMIT) });
     faults.chain(commands).collect()
 }
 
