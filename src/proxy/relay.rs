@@ -103,6 +103,11 @@ impl Session {
 
     /// The next transaction of a client that keeps its server: where it may begin, and when. `None`: not here, and the server is gone.
     async fn begin_next(&mut self) -> Result<Option<Stop>, End> {
+        let held = self.holding();
+        if !held.link.to_primary && !held.kept {
+            // Nothing ties the next transaction to this standby: it goes where it belongs once this server was given back.
+            return Ok(Some(Stop::Gate));
+        }
         // Who can take along what it has there, does.
         if self.is_unfit() && !self.may_move() {
             match self.await_fit().await {
@@ -263,7 +268,8 @@ impl Session {
         }
         if self.tracker.is_settled() {
             let begins = self.tracker.status() == TxStatus::Idle;
-            let passed = held.passage.is_some() || (!held.link.to_primary && !self.is_astray() && !self.is_unfit());
+            let fit = if held.kept { !self.is_astray() && !self.is_unfit() } else { !held.over };
+            let passed = held.passage.is_some() || (!held.link.to_primary && fit);
             return (begins && !passed).then_some(Stop::Gate);
         }
         let free = held.link.role == Role::Primary
@@ -459,7 +465,9 @@ impl Session {
             self.statements.transaction_ended();
             // The transaction is over; one that follows on this connection passes the gate anew (INV-11), even if the client has not
             // read all of this answer yet.
-            self.holding().passage = None;
+            let held = self.holding();
+            held.passage = None;
+            held.over = true;
         }
     }
 

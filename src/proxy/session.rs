@@ -74,6 +74,8 @@ pub struct Held {
     pub remade: usize,
     /// Kept over the end of a transaction, because of what the session has there.
     pub kept: bool,
+    /// Its transaction was answered: the next one is no longer the one that this server was chosen for.
+    pub over: bool,
     /// A standby in a transaction that could have gone to the primary, had the session not been tied to it.
     pub strayed: bool,
     /// A read of which the client has seen nothing yet: it may run again elsewhere.
@@ -425,6 +427,7 @@ impl Session {
         let stays = (only_reads && !self.is_unfit()) || !self.may_move();
         if let Some(held) = self.held.as_mut().filter(|_| stays) {
             held.kept = false;
+            held.over = false;
             held.strayed = !only_reads;
             self.slot.set_stage(Stage::Single);
         }
@@ -524,6 +527,7 @@ impl Held {
             swallow: false,
             remade: 0,
             kept: false,
+            over: false,
             strayed: false,
             replay: None,
             refused: false,

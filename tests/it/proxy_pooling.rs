@@ -166,6 +166,26 @@ async fn a_pipeline_goes_on_behind_a_chained_transaction() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_of_a_slow_reader_goes_where_each_of_its_transactions_belongs() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.consistency = Consistency::Eventual).await;
+    psql(front.primary(), "create table t (a int)");
+    pair.caught_up().await;
+    // Which answer it is that the sockets no longer hold depends on the kernel: for each there is a client whose write is next.
+    let slow = async |reads: usize| {
+        let mut raw = Raw::login_narrow(front.auto()).await;
+        raw.say(&[query("select repeat('x', 7000)").repeat(reads), query("insert into t values (1)")].concat()).await;
+        for read in 0..reads {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            assert_eq!(raw.answer().await, "TDCZ", "read {read} of {reads}");
+        }
+        assert_eq!(raw.answer().await, "CZ", "the write behind {reads} reads");
+    };
+    future::join_all((1..=40).map(slow)).await;
+    assert_eq!(psql(front.primary(), "select count(*) from t"), "40");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn session_mode_keeps_one_server_for_each_client() {
     let pair = Pair::start();
     let front = Front::start(&pair, |config| {

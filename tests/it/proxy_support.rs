@@ -357,7 +357,18 @@ pub fn sync() -> Vec<u8> {
 impl Raw {
     /// As the superuser through the proxy.
     pub async fn login(port: u16) -> Raw {
-        let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connect");
+        Raw::over(TcpStream::connect(("127.0.0.1", port)).await.expect("connect")).await
+    }
+
+    /// The same, and the kernel takes little in advance of what is on its way to it: small segments make small buffers at both ends.
+    pub async fn login_narrow(port: u16) -> Raw {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket2::SockRef::from(&socket).set_tcp_mss(1400).expect("segments of 1400 bytes");
+        socket.set_recv_buffer_size(16 << 10).expect("a receive buffer of 16 KiB");
+        Raw::over(socket.connect(([127, 0, 0, 1], port).into()).await.expect("connect")).await
+    }
+
+    async fn over(stream: TcpStream) -> Raw {
         let mut raw = Raw { stream, inbox: StreamBuffer::with_capacity(64 << 10), key: Vec::new() };
         raw.say(&startup::write("postgres", "postgres", std::iter::empty())).await;
         let mut scram = ScramSha256::new(PASSWORD.as_bytes(), ChannelBinding::unsupported());
