@@ -3,7 +3,7 @@
 //! A server is always started as a standby; a primary comes to be by promotion only, so no restart can bring back a primary whose
 //! right is gone. Stopped means: the postmaster and every process it left behind are gone.
 
-use super::conf::{Intent, StoppedAt, SyncNames, Upstream};
+use super::conf::{Intent, StoppedAt, Upstream};
 use super::control::LastState;
 use super::durable::write_atomic;
 use super::error::Error;
@@ -241,11 +241,6 @@ impl Instance {
     pub async fn prepare(&self, limit: Duration) -> Result<(), Error> {
         let session = self.connect().await?;
         session.run("CHECKPOINT", limit).await
-    }
-
-    /// What the list of synchronous standbys is on this server, as configured.
-    pub(super) fn sync_names(&self) -> SyncNames {
-        lock(&self.model).intent.sync.clone()
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::postgres_rig::{LIMIT, Server, processes_below, try_sql, until};
 use std::collections::BTreeMap;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use trilithon::ha::{PostgresState, Role};
 use trilithon::postgres::{Descent, PostgresError as Error};
@@ -63,6 +64,32 @@ async fn a_standby_whose_target_was_lost_follows_the_one_that_lasted() {
     let pid = standby.pid();
     standby.instance.follow(primary.upstream(4), None, Some(&Descent { own: Timeline(4), ..descent })).await.unwrap();
     assert_eq!(standby.pid(), pid, "once is enough");
+}
+
+/// The node dies when the file says whom to follow, and before Postgres was told to read it.
+#[tokio::test]
+async fn a_standby_that_was_never_told_whom_to_follow_is_told_by_the_upkeep() {
+    let primary = Server::primary(1).await;
+    write(&primary, "a").await;
+    let standby = Server::standby(2, &primary).await;
+    until_reads(&standby, "a").await;
+    standby.instance.detach(LIMIT).await.unwrap();
+    let config = standby.dir.path().join("postgres/postgresql.conf");
+    let mut following = Box::pin(standby.instance.follow(primary.upstream(2), None, None));
+    std::future::poll_fn(|cx| {
+        if std::fs::read_to_string(&config).unwrap().contains("upstream-n1-e2") {
+            return Poll::Ready(());
+        }
+        assert!(following.as_mut().poll(cx).is_pending(), "it was told");
+        Poll::Pending
+    })
+    .await;
+    drop(following);
+    assert_eq!(standby.instance.following(), Some((NodeId(1), Epoch(2))));
+    let drift = standby.instance.tend(&BTreeMap::new()).await.unwrap();
+    assert!(drift.iter().any(|d| d.name == "primary_conninfo" && d.found.is_empty()), "{drift:?}");
+    standby.until("streams", |f| f.streaming_from == Some(NodeId(1))).await;
+    assert_eq!(standby.instance.tend(&BTreeMap::new()).await.unwrap(), []);
 }
 
 /// A standby asks for the history of every timeline between its own and the primary's.
