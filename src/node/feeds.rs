@@ -27,7 +27,7 @@ impl Attested {
     /// Is it of the present?
     #[must_use]
     pub fn is_fresh(&self, now: Millis) -> bool {
-        now.since(Millis(self.0.load(Ordering::Relaxed))) <= TOPOLOGY_MAX_AGE
+        now.since(Millis(self.0.load(Ordering::Acquire))) <= TOPOLOGY_MAX_AGE
     }
 }
 
@@ -76,7 +76,8 @@ pub async fn topology(
             }
             changed
         });
-        attested.0.store(now.0, Ordering::Relaxed);
+        // Behind the topology: who finds this one fresh finds that one told.
+        attested.0.store(now.0, Ordering::Release);
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return std::future::pending().await },
             changed = seen.changed() => if changed.is_err() { return std::future::pending().await },

@@ -178,8 +178,8 @@ impl Session {
         // P3: of an old topology no standby is taken.
         let near = match want {
             Want::Primary => primary,
-            Want::Any if !(self.shared.topology_fresh)() => primary,
-            Want::Reader if !(self.shared.topology_fresh)() => return None,
+            Want::Any if !self.shared.is_present(&topology) => primary,
+            Want::Reader if !self.shared.is_present(&topology) => return None,
             Want::Reader => choose(&topology, place, None, shunned, busy),
             Want::Any => choose(&topology, place, primary, shunned, busy),
         };
@@ -211,7 +211,12 @@ impl Session {
             return failed;
         }
         if !goal.gated {
-            return Attempt::Got(lease, None);
+            // P3: while the connection was opened the standby may have become one that is not to be read.
+            if self.shared.is_fit(goal.node) {
+                return Attempt::Got(lease, None);
+            }
+            lease.give_back();
+            return Attempt::Again { reason: "the standby is no longer fit for reads".to_owned() };
         }
         // INV-11: one comparison, of the epoch the gate stands in with the epoch the connection was opened in.
         let passage = self.shared.gate.enter();

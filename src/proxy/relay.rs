@@ -127,6 +127,10 @@ impl Session {
                 None => Ok(Some(Stop::Empty)),
             };
         }
+        if !self.holding().link.to_primary {
+            // It has become fit again since it was asked.
+            return self.pump_client().map(Some);
+        }
         match self.pass_again().await {
             Ok(Some(passage)) => {
                 self.slot.set_stage(Stage::Single);

@@ -42,7 +42,9 @@ pub struct Shared {
     pub slots: Slots,
     pub verifiers: Verifiers,
     pub control: Control,
-    pub topology_fresh: FreshCheck,
+    topology_fresh: FreshCheck,
+    /// What the node says; [`Shared::adopt`] takes it over a moment later.
+    told: watch::Receiver<Arc<Topology>>,
     pub shutdown: CancellationToken,
     /// For the salt that unknown users are shown.
     pub mock_secret: [u8; 32],
@@ -88,6 +90,7 @@ impl Shared {
             verifiers,
             control: inputs.control.clone(),
             topology_fresh: Arc::clone(&inputs.topology_fresh),
+            told: inputs.topology.clone(),
             shutdown: inputs.shutdown.clone(),
             mock_secret: rand::rng().random(),
             clients: AtomicU64::new(0),
@@ -264,7 +267,15 @@ impl Shared {
     /// Whether a transaction may begin on this standby: the present topology names it for reads (P3).
     #[must_use]
     pub fn is_fit(&self, standby: NodeId) -> bool {
-        (self.topology_fresh)() && self.topology().backends.get(&standby).is_some_and(|backend| backend.readable)
+        let topology = self.topology();
+        self.is_present(&topology) && topology.backends.get(&standby).is_some_and(|backend| backend.readable)
+    }
+
+    /// Whether `topology`, as it was taken over, is still what the node says now: one that was frozen wakes up with an old one, and has
+    /// said a newer one before everybody here knows.
+    #[must_use]
+    pub fn is_present(&self, topology: &Arc<Topology>) -> bool {
+        (self.topology_fresh)() && Arc::ptr_eq(topology, &self.told.borrow())
     }
 
     /// A snapshot.
@@ -297,5 +308,44 @@ fn covers(topology: &Topology, link: &Link) -> bool {
         Some((node, epoch)) => known && node == link.node && epoch == link.epoch,
         // Held within the epoch: what is under way may end.
         None => known && topology.epoch == link.epoch,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Backend;
+    use crate::proxy::auth::verifiers;
+
+    #[test]
+    fn a_topology_that_was_told_and_not_taken_over_yet_makes_the_old_one_a_past_one() {
+        let standby = NodeId(2);
+        let readable = |readable| {
+            let (name, address) = (String::new(), String::new());
+            let backend = Backend { name, datacenter: "dc".into(), address, readable, lag_bytes: None, noloadbalance: false };
+            Arc::new(Topology { backends: [(standby, backend)].into(), ..Topology::default() })
+        };
+        let (told, topology) = watch::channel(readable(true));
+        let inputs = Inputs {
+            node: NodeId(1),
+            datacenter: "dc".into(),
+            topology,
+            lease_valid: Arc::new(|| true),
+            topology_fresh: Arc::new(|| true),
+            control: Control { local_host: None, local_port: 0, user: String::new(), password: Arc::new(|| None) },
+            clock: Clock::default(),
+            shutdown: CancellationToken::new(),
+        };
+        let (asking, _reader) = verifiers(inputs.control.clone(), Duration::ZERO, inputs.clock);
+        let shared = Shared::new(Config::default(), &inputs, Gate::new(inputs.node, Arc::clone(&inputs.lease_valid)), asking);
+        assert!(!shared.is_fit(standby), "nothing was taken over");
+        shared.adopt(Arc::clone(&told.borrow()));
+        assert!(shared.is_fit(standby));
+        told.send_replace(readable(false));
+        assert!(!shared.is_fit(standby));
+        told.send_replace(readable(true));
+        assert!(!shared.is_fit(standby), "what is taken over is of the past, whatever the present says");
+        shared.adopt(Arc::clone(&told.borrow()));
+        assert!(shared.is_fit(standby));
     }
 }

@@ -1,7 +1,7 @@
 //! The failure contract: what a client is told when the cluster changes under it.
 
 use crate::proxy_support::{
-    Front, PRIMARY, Pair, Pg, Raw, STANDBY, code, eventually, message, parse, psql, query, run_statement, sync, through,
+    Front, PRIMARY, Pair, Pg, Raw, STANDBY, code, eventually, message, parse, psql, query, run_statement, slow_line, sync, through,
 };
 use futures::future;
 use std::sync::atomic::Ordering::SeqCst;
@@ -121,6 +121,25 @@ async fn no_standby_is_read_by_an_old_topology() {
     auto.simple_query("select 1").await.expect("rather the primary, which a gate of its own guards");
     front.fresh.store(true, SeqCst);
     standby.simple_query("select 1").await.expect("the present again");
+}
+
+/// P3: what was fit when its connection was begun may not be when it stands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_read_begins_on_a_standby_that_became_unfit_while_its_connection_was_opened() {
+    let pair = Pair::start();
+    let front = Front::start(&pair, |_| {}).await;
+    pair.caught_up().await;
+    let line = slow_line(pair.standby.port, Duration::from_millis(400)).await;
+    let mut client = Raw::login(front.auto()).await;
+    assert_eq!(client.ask(&query("begin read only")).await, "CZ");
+    assert_eq!(client.ask(&query("select 1 / (select count(*) from pg_stat_wal_receiver)")).await, "TDCZ", "on the standby");
+    assert_eq!(client.ask(&query("commit")).await, "CZ");
+    front.publish(|topology| topology.backends.get_mut(&STANDBY).expect("the standby").address = format!("127.0.0.1:{line}")).await;
+    assert_eq!(client.ask(&query("begin read only")).await, "CZ");
+    client.say(&query("select 1 / (1 - least(1, count(*))) from pg_stat_wal_receiver")).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    front.publish(|topology| topology.backends.get_mut(&STANDBY).expect("the standby").readable = false).await;
+    assert_eq!(client.answer().await, "TDCZ", "on the primary");
 }
 
 /// P3: what it keeps there does not keep a session on a standby that shows what nobody may have.

@@ -244,6 +244,25 @@ impl Front {
     }
 }
 
+/// A line to `port` on which every connection takes `delay` to come about.
+pub async fn slow_line(port: u16, delay: Duration) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let at = listener.local_addr().expect("bound").port();
+    #[allow(clippy::disallowed_methods)]
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            #[allow(clippy::disallowed_methods)]
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                let mut far = TcpStream::connect(("127.0.0.1", port)).await.expect("the server listens");
+                // Either end may break it off.
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    at
+}
+
 /// A client of the proxy (or of anything else).
 pub async fn client(dsn: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::connect(dsn, NoTls).await?;
