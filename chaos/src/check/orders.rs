@@ -39,8 +39,11 @@ fn causes(effect: &PrimaryChange, commands: &[&Command], reigns: &[Reign]) -> Ve
     let earliest = previous.and_then(|previous| first_seen(&|epoch| epoch == previous)).unwrap_or(At(0));
     // Whoever is in office later was elected later.
     let latest = first_seen(&|epoch| epoch >= effect.epoch).unwrap_or(At(u64::MAX));
+    // The history knows a member that was replaced since by its number only.
+    let in_office = reigns.iter().find(|r| Some(r.epoch) == previous).map(|r| &r.node);
     let fits = |command: &Command| {
-        let of_this_node = command.words.first().is_none_or(|word| word != SIGTERM) || command.words.get(1) == effect.from.as_ref();
+        let asked_to_end = command.words.get(1).filter(|_| command.words.first().is_some_and(|word| word == SIGTERM));
+        let of_this_node = asked_to_end.is_none_or(|node| Some(node) == effect.from.as_ref() || Some(node) == in_office);
         of_this_node && command.from <= latest && earliest <= command.to.after(EFFECT_LIMIT)
     };
     (0..commands.len()).filter(|index| fits(commands[*index])).collect()
@@ -131,5 +134,10 @@ mod tests {
         let effects: Vec<&PrimaryChange> = changes.iter().collect();
         assert!(without_order(&effects, &[&command(&[SIGTERM, "dc1"], 100, 102)], &reigns).is_empty());
         assert_eq!(without_order(&effects, &[&command(&[SIGTERM, "dc3"], 100, 102)], &reigns).len(), 1);
+        // It was replaced later on: its name belongs to another member now.
+        let replaced = PrimaryChange { from: Some("n1".into()), ..change(2) };
+        let was = Reign { node: "dc3".into(), ..reign(1, 0) };
+        assert!(without_order(&[&replaced], &[&command(&[SIGTERM, "dc3"], 100, 102)], &[was.clone(), reign(2, 101)]).is_empty());
+        assert_eq!(without_order(&[&replaced], &[&command(&[SIGTERM, "dc2"], 100, 102)], &[was, reign(2, 101)]).len(), 1);
     }
 }
