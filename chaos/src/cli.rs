@@ -7,7 +7,7 @@ use crate::run::{Listed, Mode, SHORT, STANDARD, Settings, Which, compared, liste
 use crate::world::Preset;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Breaks whole Trilithon clusters (and their peers) in worlds of its own, and checks every promise on what clients saw.
@@ -204,14 +204,17 @@ pub struct WhatArgs {
     pub stop_at_first: bool,
 }
 
+const BINARY: &str = "target/release/trilithon";
+const PEERS: &str = "/opt/chaos-peers";
+
 /// With what it is run, and where things go.
 #[derive(Clone, Debug, Args)]
 pub struct WithArgs {
     /// The program under test.
-    #[arg(long, value_name = "FILE", env = "TRILITHON_BIN", default_value = "target/release/trilithon")]
+    #[arg(long, value_name = "FILE", env = "TRILITHON_BIN", default_value = BINARY)]
     pub binary: PathBuf,
     /// Where `scripts/peers.sh` installed what is compared.
-    #[arg(long, value_name = "DIR", env = "CHAOS_PEERS", default_value = "/opt/chaos-peers")]
+    #[arg(long, value_name = "DIR", env = "CHAOS_PEERS", default_value = PEERS)]
     pub peers: PathBuf,
     /// PostgreSQL's programs. Default: it finds them by itself.
     #[arg(long, value_name = "DIR")]
@@ -339,7 +342,7 @@ pub fn settings(seed: Option<u64>, what: &WhatArgs, with: &WithArgs) -> Result<S
         core_trace: what.core_trace,
         stop_at_first: what.stop_at_first,
         hunting: false,
-        words: words(what, decided),
+        words: [words(what, decided), programs(with)].concat(),
     })
 }
 
@@ -427,6 +430,15 @@ fn words(what: &WhatArgs, decided: bool) -> Vec<String> {
     words
 }
 
+/// Programs other than those it finds by itself, as words.
+fn programs(with: &WithArgs) -> Vec<String> {
+    let said = |name: &str, path: &Path, usual: &str| (path != Path::new(usual)).then(|| [name.to_owned(), path.display().to_string()]);
+    let binary = said("--binary", &with.binary, BINARY);
+    let peers = said("--peers", &with.peers, PEERS);
+    let pg_bin = with.pg_bin.as_ref().and_then(|dir| said("--pg-bin", dir, ""));
+    [binary, peers, pg_bin].into_iter().flatten().flatten().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -452,6 +464,7 @@ mod tests {
             &["run", "--minutes", "5", "--seed", "1"][..],
             &["run"],
             &["run", "--short"],
+            &["run", "--short", "--binary", "target/debug/trilithon", "--pg-bin", "/usr/lib/postgresql/16/bin"],
             &["run", "--fault", "kill-node", "--hold", "2.5"],
             &["run", "--calm", "--minutes", "120", "--preset", "far"],
             &["run", "--compared", "--system", "patroni-tuned"],
@@ -467,6 +480,7 @@ mod tests {
             assert_eq!((first.seed, first.steps, first.disks, first.preset), (second.seed, second.steps, second.disks, second.preset));
             assert_eq!(first.system, second.system);
             assert_eq!(first.core_trace, second.core_trace);
+            assert_eq!((first.binary, first.pg_bin), (second.binary, second.pg_bin));
         }
     }
 

@@ -133,6 +133,24 @@ pub struct Reign {
     pub to: At,
 }
 
+/// Primaries that took over, each behind the one before it. One of an older epoch that is still seen has taken over nothing.
+pub fn changes(reigns: &[Reign]) -> Vec<(&Reign, &Reign)> {
+    let mut changes = Vec::new();
+    let mut last: Option<&Reign> = None;
+    for reign in reigns {
+        if let Some(before) = last {
+            if reign.epoch < before.epoch {
+                continue;
+            }
+            if reign.node != before.node || (reign.epoch > before.epoch && before.epoch > 0) {
+                changes.push((before, reign));
+            }
+        }
+        last = Some(reign);
+    }
+    changes
+}
+
 /// No write was acknowledged to anybody between these.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Outage {

@@ -36,6 +36,7 @@ pub use files::{clear, read, remove, write, write_comparison};
 pub use outcome::judge;
 pub use page::page;
 pub use shape::shape_of_failover;
+pub use stats::Spread;
 pub use summary::summary;
 pub use terminal::{Event, Status, Terminal};
 pub use timeline::picture;

@@ -1,7 +1,7 @@
 //! Figures of a record. Only faults that took hold count; what was not seen is `None`, never zero.
 
 use super::text::millis_between;
-use crate::record::{At, FaultRecord, Record};
+use crate::record::{At, FaultRecord, Record, changes};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How some durations (milliseconds) are spread.
@@ -94,7 +94,7 @@ pub fn totals(record: &Record) -> Totals {
         faults: record.faults.len(),
         held: held().count(),
         kinds: record.faults.iter().map(|fault| fault.name.as_str()).collect::<BTreeSet<_>>().len(),
-        changes: record.primaries.windows(2).filter(|pair| (pair[0].epoch, &pair[0].node) != (pair[1].epoch, &pair[1].node)).count(),
+        changes: changes(&record.primaries).len(),
         acknowledged: sum(|sample| sample.acknowledged),
         refused: sum(|sample| sample.refused),
         unknown: sum(|sample| sample.unknown),

@@ -167,6 +167,9 @@ mod tests {
             READS_LOST,
             RIVALS,
             ORDERED_TWICE,
+            CLAIMED_IN_VAIN,
+            UNEQUAL,
+            CONTROL,
         ];
         for (name, phase) in lists.concat() {
             let found = fault::catalogue().iter().find(|f| f.name == name);

@@ -111,12 +111,12 @@ pub fn run(settings: &Settings, hunted: &Hunted, interrupts: &Interrupts, voice:
                 let folder = format!("as-{}", bug.name);
                 let without = Settings { out: own.out.join(&folder), dir: own.dir.join(&folder), ..own.clone() };
                 let with = || format!("without a bug, as {} is hunted", bug.name);
-                rows.push(one(without, &none, interrupts, voice).with_context(with)?);
+                rows.push(one(without, &none, hunted.own_faults, interrupts, voice).with_context(with)?);
             }
         }
         voice.note(clock, &format!("mutant {}", if bug.name.is_empty() { "none" } else { &bug.name }));
         let with = || if bug.name.is_empty() { "without a bug".to_owned() } else { format!("with the bug {}", bug.name) };
-        rows.push(one(own, &bug, interrupts, voice).with_context(with)?);
+        rows.push(one(own, &bug, hunted.own_faults, interrupts, voice).with_context(with)?);
     }
     if hunted.only.is_empty() {
         voice.note(clock, "the control: a plain asynchronous pair");
@@ -125,9 +125,25 @@ pub fn run(settings: &Settings, hunted: &Hunted, interrupts: &Interrupts, voice:
     Ok(rows)
 }
 
-fn one(mut settings: Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice) -> Result<Row> {
+/// What makes the row again, with `words` behind it.
+fn again(system: Which, bug: &str, words: &[String]) -> String {
+    let verb = match (system, bug) {
+        (Which::Pair, _) => "control".to_owned(),
+        (_, "") => "mutants".to_owned(),
+        (_, name) => format!("mutants --only {name} --bugs-only"),
+    };
+    format!("chaos {verb} {}", words.join(" "))
+}
+
+fn one(mut settings: Settings, bug: &Bug, own_faults: bool, interrupts: &Interrupts, voice: &Voice) -> Result<Row> {
     let clock = RunClock::start();
     settings.stop_at_first = true;
+    let words = if own_faults {
+        vec!["--binary".to_owned(), settings.binary.display().to_string()]
+    } else {
+        [vec!["--seed".to_owned(), settings.seed.to_string()], settings.words.clone()].concat()
+    };
+    let again = again(settings.system, &bug.name, &words);
     if !bug.name.is_empty() {
         settings.environment.push((VARIABLE.to_owned(), bug.name.clone()));
         settings.out = settings.out.join(&bug.name);
@@ -144,7 +160,8 @@ fn one(mut settings: Settings, bug: &Bug, interrupts: &Interrupts, voice: &Voice
     let by = hunts::hunt(&bug.name).by;
     let (row, troubles) = match session::run(&settings, interrupts, voice) {
         Ok(finished) if finished.interrupted => return Err(finished.teardown.unwrap_or_else(|| super::pace::Interrupted.into())),
-        Ok(finished) => {
+        Ok(mut finished) => {
+            finished.record.command = again;
             let written = report::write(&finished.dir, &finished.record);
             let (caught_by, passed, what) = judged(&finished.record, by);
             (row(caught_by, passed, what), [written.err(), finished.teardown])
@@ -180,7 +197,7 @@ fn caught_at_start(error: &anyhow::Error, by: By) -> Option<String> {
     Some(not_whole.to_string())
 }
 
-/// A plain asynchronous pair that a script promotes, under two of the faults: it is known to lose acknowledged writes.
+/// A plain asynchronous pair that a script promotes, under one of the faults: it is known to lose acknowledged writes.
 ///
 /// # Errors
 /// The world could not be built, or the pair did not start.
@@ -191,7 +208,7 @@ pub fn control(settings: &Settings, own_faults: bool, interrupts: &Interrupts, v
         settings.mode = lists::listed(hunts::CONTROL);
     }
     let none = Bug { name: String::new(), about: "a plain asynchronous pair".to_owned() };
-    Ok(Row { bug: CONTROL.to_owned(), ..one(settings, &none, interrupts, voice)? })
+    Ok(Row { bug: CONTROL.to_owned(), ..one(settings, &none, own_faults, interrupts, voice)? })
 }
 
 /// The table for people.
@@ -225,6 +242,14 @@ mod tests {
         let bug = parse("skip-seal  a node reports before it turned away").unwrap();
         assert_eq!((bug.name.as_str(), bug.about.as_str()), ("skip-seal", "a node reports before it turned away"));
         assert_eq!(parse("   "), None);
+    }
+
+    #[test]
+    fn a_row_is_made_again_by_the_words_in_its_report() {
+        let words = ["--binary".to_owned(), "bugs/trilithon".to_owned()];
+        assert_eq!(again(Which::Trilithon, "skip-seal", &words), "chaos mutants --only skip-seal --bugs-only --binary bugs/trilithon");
+        assert_eq!(again(Which::Trilithon, "", &words), "chaos mutants --binary bugs/trilithon");
+        assert_eq!(again(Which::Pair, "", &words), "chaos control --binary bugs/trilithon");
     }
 
     #[test]

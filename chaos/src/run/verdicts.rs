@@ -5,7 +5,8 @@
 use super::step::{Done, WRITABLE_LIMIT, millis};
 use super::watch::Turn;
 use crate::fault::{Expected, Fault};
-use crate::record::{At, FaultRecord, Outcome, Reign, Steps, Verdict};
+use crate::record::{At, FaultRecord, Outcome, Reign, Steps, Verdict, changes};
+use crate::report::Spread;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -99,16 +100,19 @@ pub fn availability(steps: &[Done], catalogue: &[Fault]) -> Verdict {
             verdict.witness.extend(stayed_away(done));
         }
     }
-    let (writable_p99, redundant_p99) = (percentile(&mut writable, 99), percentile(&mut redundant, 99));
+    let came_back = redundant.len();
+    let (writable, redundant) = (Spread::of(writable), Spread::of(redundant));
+    let p50 = |spread: Option<Spread>| spread.map_or(0, |spread| spread.p50);
+    let p99 = |spread: Option<Spread>| spread.map_or(0, |spread| spread.p99);
+    let (writable_p99, redundant_p99) = (p99(writable), p99(redundant));
     verdict.counts = BTreeMap::from([
         ("steps".to_owned(), steps.len() as u64),
         ("broken".to_owned(), broken),
-        ("writable_p50_ms".to_owned(), percentile(&mut writable, 50)),
+        ("writable_p50_ms".to_owned(), p50(writable)),
         ("writable_p99_ms".to_owned(), writable_p99),
-        ("redundant_p50_ms".to_owned(), percentile(&mut redundant, 50)),
+        ("redundant_p50_ms".to_owned(), p50(redundant)),
         ("redundant_p99_ms".to_owned(), redundant_p99),
     ]);
-    let came_back = redundant.len();
     verdict.outcome = match (verdict.witness.is_empty(), came_back) {
         (false, _) => Outcome::Failed,
         (true, 0) => Outcome::Inconclusive,
@@ -145,29 +149,20 @@ fn stayed_away(done: &Done) -> Vec<String> {
 /// No change of primary but in the wake of a fault or a command.
 pub fn causes(reigns: &[Reign], causes: &[Cause]) -> Verdict {
     let mut verdict = Verdict { checker: "cause".to_owned(), ..Verdict::default() };
-    let mut changes = 0u64;
-    let mut last: Option<&Reign> = None;
-    for reign in reigns {
-        if let Some(before) = last
-            && (reign.node != before.node || (reign.epoch > before.epoch && before.epoch > 0))
-            && reign.epoch >= before.epoch
-        {
-            changes += 1;
-            if !causes.iter().any(|c| c.from <= reign.from && reign.from <= c.to.after(SLACK)) {
-                verdict.witness.push(format!(
-                    "{:.1} s: {} became primary of epoch {} in place of {} (epoch {}), with no fault or command at work",
-                    seconds(reign.from),
-                    reign.node,
-                    reign.epoch,
-                    before.node,
-                    before.epoch
-                ));
-            }
-        }
-        if last.is_none_or(|l| reign.epoch >= l.epoch) {
-            last = Some(reign);
+    let changes = changes(reigns);
+    for (before, reign) in &changes {
+        if !causes.iter().any(|c| c.from <= reign.from && reign.from <= c.to.after(SLACK)) {
+            verdict.witness.push(format!(
+                "{:.1} s: {} became primary of epoch {} in place of {} (epoch {}), with no fault or command at work",
+                seconds(reign.from),
+                reign.node,
+                reign.epoch,
+                before.node,
+                before.epoch
+            ));
         }
     }
+    let changes = changes.len() as u64;
     let without = verdict.witness.len() as u64;
     verdict.counts = BTreeMap::from([("changes".to_owned(), changes), ("without_cause".to_owned(), without)]);
     verdict.outcome = match (without, reigns.is_empty()) {
@@ -221,12 +216,6 @@ pub fn calm(acknowledged: &[At], from: At, to: At) -> Verdict {
         counts: BTreeMap::from([("acknowledged".to_owned(), count), ("longest_gap_ms".to_owned(), gap)]),
         witness,
     }
-}
-
-fn percentile(values: &mut [u64], percent: usize) -> u64 {
-    values.sort_unstable();
-    let index = (values.len() * percent / 100).min(values.len().saturating_sub(1));
-    values.get(index).copied().unwrap_or(0)
 }
 
 fn seconds(at: At) -> f64 {
