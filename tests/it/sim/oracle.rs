@@ -90,9 +90,10 @@ impl World {
             self.trace.note(self.now, || line);
         }
         let newer = self.oracle.first_ack.range(epoch.next()..).next().map(|(e, t)| (*e, *t));
-        // Alone and with a stopped agent, only the lease could speak, and nobody is there to hear it, nor within the moment of waking.
+        // Alone and with a stopped agent, only the lease could speak, and nobody is there to hear it, nor within the moment in which it or
+        // its Postgres wakes.
         let node = &self.nodes[slot];
-        let unheard = !node.agent_runs() || self.now - node.agent.thawed < 1_500 || self.now - node.agent.started < 1_500;
+        let unheard = !node.agent_runs() || self.now - node.awake_since() < 1_500;
         // The administrator who accepts a loss elects without the seal of a standby that nobody hears: it goes on confirming.
         let given_away = self.raft.truth.history.iter().any(|h| h.accept_loss && h.epoch > epoch);
         let excused = (acks == 0 || given_away) && (unheard || self.cfg.unseen_pauses);
