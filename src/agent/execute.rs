@@ -3,7 +3,7 @@
 use super::{LeaseCell, ViewSource};
 use crate::cluster::{ClusterState, Command, Phase, Proposal, Rejection};
 use crate::consensus::{Handle, ProposeError};
-use crate::ha::{Action, View};
+use crate::ha::{Action, LocalState, View};
 use crate::postgres::{self, Descent, Instance};
 use crate::telemetry::Clock;
 use crate::types::{Epoch, NodeId, Revision};
@@ -37,6 +37,8 @@ pub struct Deps {
     pub postgres: Arc<Instance>,
     pub lease: Arc<LeaseCell>,
     pub view: Arc<ViewSource>,
+    /// What this node held, and what its upstream did, when the step was decided on.
+    pub descent: Option<Descent>,
     /// Set when a drain passes its point of no return.
     pub committed: Arc<AtomicBool>,
 }
@@ -99,7 +101,7 @@ pub async fn execute(deps: Deps, state: Arc<ClusterState>, action: Action) -> Re
         Action::StartDetached => start_detached(&deps, &state).await?,
         Action::Stop => pg.stop(STOP_TIMEOUT).await?,
         Action::Follow { primary, epoch } => {
-            or_clone(pg.follow(upstream(&state, primary, epoch)?, state.system, descent(&deps, primary).as_ref()).await)?;
+            or_clone(pg.follow(upstream(&state, primary, epoch)?, state.system, deps.descent.as_ref()).await)?;
         }
         Action::Clone { primary } => pg.copy_from(&upstream(&state, primary, state.epoch)?, state.system).await?,
         Action::Rewind { primary } => rewind(&deps, &state, primary).await?,
@@ -201,13 +203,12 @@ fn proxies_empty(s: &ClusterState, view: &View, drain: Revision) -> bool {
     heard.into_iter().all(|o| o.revision >= drain && o.proxy_in_flight == 0)
 }
 
-/// What this node holds and what `primary` does, as far as they have said so.
-fn descent(deps: &Deps, primary: NodeId) -> Option<Descent> {
-    let view = deps.view.view(deps.clock.now());
-    let facts = |node| view.observations.get(&node).map(|seen| &seen.observation.postgres);
-    let (own, upstream) = (facts(deps.me)?.timeline?, facts(primary)?);
+/// What this node holds and what its upstream does, as far as that is known. To be asked before the step begins: what the server says of
+/// itself while it stops and starts is less.
+pub fn descent(local: &LocalState) -> Option<Descent> {
+    let (own, upstream) = (local.postgres.timeline?, local.upstream.as_ref()?);
     let ancestors = upstream.ancestry.iter().map(|(timeline, _)| *timeline);
-    Some(Descent { own, upstream: ancestors.chain(upstream.timeline).collect() })
+    Some(Descent { own, upstream: ancestors.chain([upstream.timeline]).collect() })
 }
 
 fn upstream(state: &ClusterState, node: NodeId, epoch: Epoch) -> Result<postgres::Upstream, ExecuteError> {

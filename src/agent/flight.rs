@@ -4,7 +4,7 @@ use super::AgentError;
 use super::execute::{self, Deps, Done};
 use super::turn::Loop;
 use crate::cluster::{ClusterState, Phase};
-use crate::ha::Action;
+use crate::ha::{Action, LocalState};
 use crate::types::{Epoch, NodeId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +26,27 @@ pub(super) struct Flight {
     pub committed: Arc<AtomicBool>,
 }
 
+impl Flight {
+    /// A newer, different step ends the one in flight; a copy goes on while its source is the primary, a drain past its point
+    /// of no return goes on always.
+    fn is_overtaken(&self, s: &ClusterState, me: NodeId, wanted: Option<&Action>) -> bool {
+        match &self.action {
+            Action::Clone { primary } | Action::Rewind { primary } => s.primary() != Some(*primary),
+            Action::Drain => {
+                let still = matches!(s.phase, Phase::Draining { from, .. } if from == me);
+                let fenced = wanted == Some(&Action::Demote);
+                fenced || (!still && !self.committed.load(Ordering::Acquire))
+            }
+            Action::Demote | Action::Stop | Action::InitDb => false,
+            // INV-9: what it began cannot be called back; the lease is given back after its end has been seen.
+            Action::Promote { .. } if matches!(wanted, Some(Action::ReleaseLease { .. })) => false,
+            // It stops the server by itself where that must begin anew, and starts it.
+            Action::Follow { .. } if wanted == Some(&Action::StartDetached) => false,
+            other => wanted.is_some_and(|w| w != other),
+        }
+    }
+}
+
 /// Without this step an elected candidate cannot become the primary.
 fn leads_to_promotion(s: &ClusterState, me: NodeId, action: &Action) -> bool {
     let elected = s.phase == (Phase::Promoting { candidate: me });
@@ -44,23 +65,9 @@ impl Loop {
         }
     }
 
-    /// A newer, different step ends the one in flight; a copy goes on while its source is the primary, a drain past its point
-    /// of no return goes on always.
     pub(super) fn abort_if_overtaken(&mut self, s: &ClusterState, wanted: Option<&Action>) {
         let Some(flight) = &self.flight else { return };
-        let overtaken = match &flight.action {
-            Action::Clone { primary } | Action::Rewind { primary } => s.primary() != Some(*primary),
-            Action::Drain => {
-                let still = matches!(s.phase, Phase::Draining { from, .. } if from == self.agent.me);
-                let fenced = wanted == Some(&Action::Demote);
-                fenced || (!still && !flight.committed.load(Ordering::Acquire))
-            }
-            Action::Demote | Action::Stop | Action::InitDb => false,
-            // INV-9: what it began cannot be called back; the lease is given back after its end has been seen.
-            Action::Promote { .. } if matches!(wanted, Some(Action::ReleaseLease { .. })) => false,
-            other => wanted.is_some_and(|w| w != other),
-        };
-        if overtaken {
+        if flight.is_overtaken(s, self.agent.me, wanted) {
             tracing::debug!(action = ?flight.action, "step overtaken by a newer one");
             self.tasks.abort_all();
             self.flight = None;
@@ -68,7 +75,7 @@ impl Loop {
         }
     }
 
-    pub(super) async fn launch(&mut self, s: &Arc<ClusterState>, action: Action) -> Result<(), AgentError> {
+    pub(super) async fn launch(&mut self, s: &Arc<ClusterState>, local: &LocalState, action: Action) -> Result<(), AgentError> {
         match &action {
             // INV-1: on disk before anything else is looked at. Milliseconds, and nothing may overtake it.
             Action::Promise { epoch } => {
@@ -93,6 +100,7 @@ impl Loop {
             postgres: self.agent.postgres.clone(),
             lease: self.agent.lease.clone(),
             view: self.agent.view.clone(),
+            descent: execute::descent(local),
             committed: committed.clone(),
         };
         tracing::debug!(?action, "step begins");
@@ -166,5 +174,22 @@ impl Loop {
                 _,
             ) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_that_begins_anew_is_not_taken_for_one_that_somebody_stopped() {
+        let flight = |action| Flight { action, epoch: Epoch(3), committed: Arc::default() };
+        let follow = flight(Action::Follow { primary: NodeId(1), epoch: Epoch(3) });
+        let state = ClusterState::default();
+        let ends = |wanted: Option<Action>| follow.is_overtaken(&state, NodeId(2), wanted.as_ref());
+        assert!(!ends(Some(Action::StartDetached)) && !ends(None));
+        assert!(!ends(Some(Action::Follow { primary: NodeId(1), epoch: Epoch(3) })));
+        assert!(ends(Some(Action::Follow { primary: NodeId(3), epoch: Epoch(4) })), "another primary");
+        assert!(ends(Some(Action::Detach)) && ends(Some(Action::Promise { epoch: Epoch(4) })), "an election");
     }
 }

@@ -2,7 +2,7 @@
 //! missing after a restart is found out again or done again.
 
 use crate::cluster::SyncRule;
-use crate::ha::Action;
+use crate::ha::{Action, StepReason};
 use crate::types::{Epoch, Lsn, Millis, NodeId, RequestId, Timeline};
 use std::time::Duration;
 
@@ -23,8 +23,13 @@ pub struct Memory {
     pub silent_since: Option<Millis>,
     /// Where flushed WAL ended, and since when processes were seen to wait there.
     pub flush_waits: Option<(Lsn, Millis)>,
+    /// Since when a standby that was told whom to follow has not streamed.
+    pub starved_since: Option<Millis>,
     pub backoff: Backoff,
 }
+
+/// A standby that has not streamed for so long is told again whom to follow.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(10);
 
 /// Why only a fresh copy helps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +48,25 @@ impl Memory {
     /// An election since, or this node's own promotion, makes the reason void; whatever still holds is found out again.
     pub fn review_clone(&mut self, epoch: Epoch, is_primary: bool) {
         self.needs_clone = self.needs_clone.take().filter(|need| !is_primary && need.epoch.is_none_or(|of| of == epoch));
+    }
+
+    /// The step that ought to have been enough, once more: what it did was lost, or the server took another timeline for the newest.
+    pub fn follow_again(&mut self, epoch: Epoch, reason: &StepReason, streams: bool, now: Millis) -> Option<Action> {
+        let StepReason::Following(primary) = reason else {
+            self.starved_since = None;
+            return None;
+        };
+        if streams {
+            self.starved_since = None;
+            return None;
+        }
+        let since = *self.starved_since.get_or_insert(now);
+        if now.since(since) < FOLLOW_AGAIN {
+            return None;
+        }
+        self.starved_since = None;
+        tracing::info!(node = %primary, "it does not stream: told again whom to follow");
+        Some(Action::Follow { primary: *primary, epoch })
     }
 
     /// Postgres is no primary (any more): what was proved about it is void.
@@ -102,6 +126,23 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_standby_that_does_not_stream_is_told_again_now_and_then() {
+        let mut memory = Memory::default();
+        let mut at = |second: u64, reason: &StepReason, streams| {
+            memory.follow_again(Epoch(3), reason, streams, Millis(second * 1_000)).is_some_and(|again| {
+                assert_eq!(again, Action::Follow { primary: NodeId(1), epoch: Epoch(3) });
+                true
+            })
+        };
+        let follows = StepReason::Following(NodeId(1));
+        let told: Vec<u64> = (0..40).filter(|second| at(*second, &follows, false)).collect();
+        assert_eq!(told, [10, 21, 32]);
+        assert!((40..60).all(|second| !at(second, &follows, true)), "it streams");
+        assert!((60..70).all(|second| !at(second, &follows, false)) && at(70, &follows, false), "counted anew");
+        assert!((71..90).all(|second| !at(second, &StepReason::Sealed, false)), "another step has its reason");
+    }
 
     #[test]
     fn a_need_for_a_copy_ends_with_the_epoch_that_showed_it() {

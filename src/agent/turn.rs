@@ -109,11 +109,13 @@ impl Loop {
             self.tell(&state, &local, &step.reason);
             self.explain(&state, &step.reason);
             self.abort_if_overtaken(&state, step.action.as_ref());
+            let streams = self.flight.is_some() || local.postgres.streaming_from.is_some();
+            let again = self.memory.follow_again(state.epoch, &step.reason, streams, now);
             if self.flight.is_none()
-                && let Some(action) = step.action
+                && let Some(action) = step.action.or(again)
                 && self.memory.backoff.allows(&action, self.agent.clock.now())
             {
-                self.launch(&state, action).await?;
+                self.launch(&state, &local, action).await?;
                 continue;
             }
             let tick = self.tick(&state);

@@ -74,6 +74,7 @@ impl Instance {
         });
         let strays = strays.await?;
         if !strays.is_empty() {
+            tracing::info!(files = ?strays, "forgetting timelines that the primary never was on");
             if self.supervisor.pid().is_some() {
                 self.stop_cleanly(RESTART_LIMIT).await?;
             }

@@ -66,6 +66,42 @@ async fn a_standby_whose_target_was_lost_follows_the_one_that_lasted() {
     assert_eq!(standby.pid(), pid, "once is enough");
 }
 
+/// The step that stops it to forget the lost timeline is broken off when it has stopped.
+#[tokio::test]
+async fn a_standby_that_was_stopped_to_forget_a_lost_target_forgets_it_in_the_next_step() {
+    let primary = Server::primary(1).await;
+    write(&primary, "a").await;
+    let standby = Server::standby(2, &primary).await;
+    until_reads(&standby, "a").await;
+    primary.instance.stop(LIMIT).await.unwrap();
+    standby.instance.detach(LIMIT).await.unwrap();
+    let sealed = standby.until("has its end", |f| f.position.is_some()).await;
+    let (own, end) = (sealed.timeline.unwrap(), sealed.position.unwrap().lsn);
+    let lost = standby.dir.path().join("pgdata/pg_wal").join(Timeline(3).history_file());
+    std::fs::write(&lost, format!("{}\t{end}\tno recovery target specified\n", own.0)).unwrap();
+    until("the lost timeline is its target", || async { standby.log().contains("new target timeline is 3") }).await;
+    primary.instance.start_detached(None).await.unwrap();
+    primary.instance.promote(Epoch(4), Timeline(4), &primary.alone(), LIMIT).await.unwrap();
+    let upstream = [own, Timeline(4)].to_vec();
+    let descent = Descent { own, upstream };
+    let pidfile = standby.instance.pgdata().join("postmaster.pid");
+    let mut following = Box::pin(standby.instance.follow(primary.upstream(4), None, Some(&descent)));
+    std::future::poll_fn(|cx| {
+        if !pidfile.exists() {
+            return Poll::Ready(());
+        }
+        assert!(following.as_mut().poll(cx).is_pending(), "it was not broken off");
+        Poll::Pending
+    })
+    .await;
+    drop(following);
+    let stopped = standby.until_state(PostgresState::Stopped).await;
+    assert!(lost.exists() && stopped.position.is_none(), "broken off in the middle: {stopped:?}");
+    standby.instance.follow(primary.upstream(4), None, Some(&descent)).await.unwrap();
+    write(&primary, "b").await;
+    until_reads(&standby, "a b").await;
+}
+
 /// The node dies when the file says whom to follow, and before Postgres was told to read it.
 #[tokio::test]
 async fn a_standby_that_was_never_told_whom_to_follow_is_told_by_the_upkeep() {
