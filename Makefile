@@ -14,7 +14,7 @@ RUNS ?= 20
 # Versions of PostgreSQL for `make test-versions`.
 VERSIONS ?= 16 18
 
-.PHONY: help setup demo test lint fix bench chaos chaos-mutants compare docs sim sim-release mutants test-versions
+.PHONY: help setup demo test lint fix bench chaos-setup chaos chaos-mutants compare docs sim sim-release mutants test-versions
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,17 +44,21 @@ fix: setup ## what lint finds and a machine can mend
 bench: setup ## failover times, idle memory and CPU, time to start (RUNS=20)
 	TRILITHON_BENCH_RUNS=$(RUNS) cargo bench --locked --bench failover
 
-chaos: setup ## the black-box fault harness (ARGS="run --minutes 5 --seed 1"); needs root, TUN, FUSE and cgroup2
+chaos-setup: setup
+	@bash scripts/setup.sh chaos
+
+chaos: chaos-setup ## the black-box fault harness (ARGS="run --minutes 5 --seed 1"); needs root, TUN, FUSE and cgroup2
 	cargo test --locked --package chaos world::tests::
 	cargo build --release --locked --workspace
 	target/release/chaos $(or $(ARGS),run)
 
-chaos-mutants: setup ## seeded bugs in the real program, which the harness must catch (ARGS="--only skip-seal"); as root
+chaos-mutants: chaos-setup ## seeded bugs in the real program, which the harness must catch (ARGS="--only skip-seal"); as root
 	cargo build --release --locked --package chaos
 	cargo build --release --locked --features bugs --bin trilithon --target-dir target/bugs
 	target/release/chaos mutants --binary target/bugs/release/trilithon $(ARGS)
+	bash scripts/store-mutants.sh
 
-compare: setup ## Trilithon, Patroni tuned and Patroni by default under the same faults, half an hour; installs the peers (scripts/peers.sh)
+compare: chaos-setup ## Trilithon, Patroni tuned and Patroni by default under the same faults, half an hour; installs the peers (scripts/peers.sh)
 	bash scripts/peers.sh
 	cargo build --release --locked --workspace
 	target/release/chaos compare $(ARGS)

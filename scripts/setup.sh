@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes this machine able to build and test Trilithon. `make demo` and `make test` call it first.
+# Makes this machine able to build and test Trilithon. `make demo` and `make test` call it first; with the word `chaos`, as `make chaos`
+# does, it sees to the programs that build the worlds too.
 #
 # On Debian and Ubuntu it installs what is missing (PostgreSQL server, C compiler, make, pkg-config) without asking anything;
 # with everything in place it changes nothing and returns at once. Elsewhere it says what to install.
@@ -7,6 +8,7 @@
 set -euo pipefail
 
 missing=()
+purpose=${1:-}
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
@@ -35,6 +37,11 @@ look() {
   have make || missing+=(make)
   have pkg-config || missing+=(pkg-config)
   have git || missing+=(git)
+  if [ "$purpose" = chaos ]; then
+    # Debian has them in sbin, which not every path names.
+    PATH="$PATH:/usr/sbin:/sbin" have ip || missing+=(iproute2)
+    PATH="$PATH:/usr/sbin:/sbin" have mkfs.ext4 || missing+=(e2fsprogs)
+  fi
   [ -e /etc/ssl/certs/ca-certificates.crt ] || [ ! -e /etc/debian_version ] || missing+=(ca-certificates)
 }
 
