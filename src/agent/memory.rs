@@ -52,14 +52,10 @@ impl Memory {
 
     /// The step that ought to have been enough, once more: what it did was lost, or the server took another timeline for the newest.
     pub fn follow_again(&mut self, epoch: Epoch, reason: &StepReason, streams: bool, now: Millis) -> Option<Action> {
-        let StepReason::Following(primary) = reason else {
+        let (StepReason::Following(primary), false) = (reason, streams) else {
             self.starved_since = None;
             return None;
         };
-        if streams {
-            self.starved_since = None;
-            return None;
-        }
         let since = *self.starved_since.get_or_insert(now);
         if now.since(since) < FOLLOW_AGAIN {
             return None;

@@ -77,7 +77,7 @@ fn flushed(s: &ClusterState, me: NodeId, view: &View) -> BTreeMap<NodeId, Option
 
 fn report(drift: &[Drift]) -> bool {
     for changed in drift {
-        tracing::warn!(name = %changed.name, found = %changed.found, expected = %changed.expected, "a protected setting was changed; restored");
+        tracing::warn!(name = %changed.name, found = %changed.found, expected = %changed.expected, "a protected setting was not as it must be, since somebody changed it or a reload was lost; restored");
     }
     drift.iter().any(|d| d.name == "synchronous_standby_names")
 }

@@ -38,9 +38,8 @@ async fn a_copy_streams_and_its_slot_waits_on_the_primary() {
     assert_eq!(standby.facts().await.role, Some(Role::Standby));
 }
 
-/// It fetched the history of a candidate that was lost before anything was received from it.
-#[tokio::test]
-async fn a_standby_whose_target_was_lost_follows_the_one_that_lasted() {
+/// A primary of timeline 4, and a standby that fetched the history of a candidate that was lost, timeline 3, before anything was received from it.
+async fn one_that_aims_at_a_lost_timeline() -> (Server, Server, Descent) {
     let primary = Server::primary(1).await;
     write(&primary, "a").await;
     let standby = Server::standby(2, &primary).await;
@@ -57,7 +56,24 @@ async fn a_standby_whose_target_was_lost_follows_the_one_that_lasted() {
     primary.instance.apply_rule(Epoch(4), &primary.alone(), LIMIT).await.unwrap();
     let ancestry = primary.until("knows its ancestors", |f| f.timeline == Some(Timeline(4)) && !f.ancestry.is_empty()).await.ancestry;
     let upstream = ancestry.into_iter().map(|(timeline, _)| timeline).chain([Timeline(4)]).collect();
-    let descent = Descent { own, upstream };
+    (primary, standby, Descent { own, upstream })
+}
+
+/// A step that is broken off as soon as `broken` holds, which must be before its end.
+async fn break_off<T>(mut step: std::pin::Pin<Box<impl Future<Output = T>>>, broken: impl Fn() -> bool) {
+    std::future::poll_fn(|cx| {
+        if broken() {
+            return Poll::Ready(());
+        }
+        assert!(step.as_mut().poll(cx).is_pending(), "it came to its end");
+        Poll::Pending
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_standby_whose_target_was_lost_follows_the_one_that_lasted() {
+    let (primary, standby, descent) = one_that_aims_at_a_lost_timeline().await;
     standby.instance.follow(primary.upstream(4), None, Some(&descent)).await.unwrap();
     write(&primary, "b").await;
     until_reads(&standby, "a b").await;
@@ -69,32 +85,10 @@ async fn a_standby_whose_target_was_lost_follows_the_one_that_lasted() {
 /// The step that stops it to forget the lost timeline is broken off when it has stopped.
 #[tokio::test]
 async fn a_standby_that_was_stopped_to_forget_a_lost_target_forgets_it_in_the_next_step() {
-    let primary = Server::primary(1).await;
-    write(&primary, "a").await;
-    let standby = Server::standby(2, &primary).await;
-    until_reads(&standby, "a").await;
-    primary.instance.stop(LIMIT).await.unwrap();
-    standby.instance.detach(LIMIT).await.unwrap();
-    let sealed = standby.until("has its end", |f| f.position.is_some()).await;
-    let (own, end) = (sealed.timeline.unwrap(), sealed.position.unwrap().lsn);
+    let (primary, standby, descent) = one_that_aims_at_a_lost_timeline().await;
     let lost = standby.dir.path().join("pgdata/pg_wal").join(Timeline(3).history_file());
-    std::fs::write(&lost, format!("{}\t{end}\tno recovery target specified\n", own.0)).unwrap();
-    until("the lost timeline is its target", || async { standby.log().contains("new target timeline is 3") }).await;
-    primary.instance.start_detached(None).await.unwrap();
-    primary.instance.promote(Epoch(4), Timeline(4), &primary.alone(), LIMIT).await.unwrap();
-    let upstream = [own, Timeline(4)].to_vec();
-    let descent = Descent { own, upstream };
     let pidfile = standby.instance.pgdata().join("postmaster.pid");
-    let mut following = Box::pin(standby.instance.follow(primary.upstream(4), None, Some(&descent)));
-    std::future::poll_fn(|cx| {
-        if !pidfile.exists() {
-            return Poll::Ready(());
-        }
-        assert!(following.as_mut().poll(cx).is_pending(), "it was not broken off");
-        Poll::Pending
-    })
-    .await;
-    drop(following);
+    break_off(Box::pin(standby.instance.follow(primary.upstream(4), None, Some(&descent))), || !pidfile.exists()).await;
     let stopped = standby.until_state(PostgresState::Stopped).await;
     assert!(lost.exists() && stopped.position.is_none(), "broken off in the middle: {stopped:?}");
     standby.instance.follow(primary.upstream(4), None, Some(&descent)).await.unwrap();
@@ -111,16 +105,8 @@ async fn a_standby_that_was_never_told_whom_to_follow_is_told_by_the_upkeep() {
     until_reads(&standby, "a").await;
     standby.instance.detach(LIMIT).await.unwrap();
     let config = standby.dir.path().join("postgres/postgresql.conf");
-    let mut following = Box::pin(standby.instance.follow(primary.upstream(2), None, None));
-    std::future::poll_fn(|cx| {
-        if std::fs::read_to_string(&config).unwrap().contains("upstream-n1-e2") {
-            return Poll::Ready(());
-        }
-        assert!(following.as_mut().poll(cx).is_pending(), "it was told");
-        Poll::Pending
-    })
-    .await;
-    drop(following);
+    let says = || std::fs::read_to_string(&config).unwrap().contains("upstream-n1-e2");
+    break_off(Box::pin(standby.instance.follow(primary.upstream(2), None, None)), says).await;
     assert_eq!(standby.instance.following(), Some((NodeId(1), Epoch(2))));
     let drift = standby.instance.tend(&BTreeMap::new()).await.unwrap();
     assert!(drift.iter().any(|d| d.name == "primary_conninfo" && d.found.is_empty()), "{drift:?}");
