@@ -123,4 +123,17 @@ mod tests {
         assert!(refused.contains("correct node.name, cluster.name or node.data_dir"), "{refused}");
         DataDir::open(root.path(), "main", &dc1).unwrap();
     }
+
+    #[test]
+    fn an_owner_that_a_loss_of_power_left_empty_is_written_again() {
+        let root = tempfile::tempdir().unwrap();
+        let dc1 = NodeName::from("dc1");
+        fs::write(root.path().join(OWNER), "").unwrap();
+        drop(DataDir::open(root.path(), "main", &dc1).unwrap());
+        let refused = DataDir::open(root.path(), "main", &NodeName::from("dc2")).unwrap_err().to_string();
+        assert!(refused.contains("belongs to node dc1"), "{refused}");
+        fs::write(root.path().join(OWNER), "{").unwrap();
+        let refused = DataDir::open(root.path(), "main", &dc1).unwrap_err().to_string();
+        assert!(refused.contains("is damaged") && refused.contains(r#"{"cluster":"main","node":"dc1"}"#), "{refused}");
+    }
 }

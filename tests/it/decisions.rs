@@ -142,6 +142,15 @@ fn a_refusal_proves_no_death_while_the_holders_proxy_may_begin_reads() {
     assert_eq!(refused_after(&s, known, Settings::default().serving_ttl()), None);
 }
 
+/// Before a client waits, each renewal has the time that it takes where round trips take 200 ms: two of them.
+#[test]
+fn a_renewal_of_two_long_round_trips_comes_before_the_holders_proxy_stops() {
+    let settings = Settings::default();
+    let long = 2 * Duration::from_millis(200);
+    assert!(settings.renewal_interval() + long < settings.serving_ttl());
+    assert!(settings.renewal_interval() * 5 <= settings.lease_ttl(), "five in a lease");
+}
+
 #[test]
 fn an_elected_candidate_whose_start_never_ends_gives_the_lease_back() {
     let mut s = cluster(Phase::Promoting { candidate: ONE });

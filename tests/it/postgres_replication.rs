@@ -3,6 +3,7 @@
 
 use crate::postgres_rig::{LIMIT, Server, processes_below, try_sql, until};
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use trilithon::ha::{PostgresState, Role};
@@ -374,6 +375,10 @@ async fn a_killed_rewind_poisons_the_directory_until_it_is_copied_anew() {
     old.instance.stop(LIMIT).await.unwrap();
     winner.instance.promote(Epoch(4), Timeline(4), &winner.alone(), LIMIT).await.unwrap();
     winner.sql("CREATE TABLE filler AS SELECT repeat('x', 900) AS x FROM generate_series(1, 20000)").await;
+    let pgdata = old.dir.path().join("pgdata");
+    let inode = std::fs::metadata(&pgdata).unwrap().ino();
+    let swap = format!("what a swap that could not be finished leaves\nits inode is {inode}\n");
+    std::fs::write(old.dir.path().join("pgdata.SWAPPING"), swap).unwrap();
     {
         let source = winner.upstream(4);
         let mut rewind = Box::pin(old.instance.rewind(&source, None));
@@ -385,7 +390,9 @@ async fn a_killed_rewind_poisons_the_directory_until_it_is_copied_anew() {
     }
     assert!(old.instance.poisoned());
     until("the tool is killed with its caller", || async { processes_below(old.dir.path()).is_empty() }).await;
-    assert!(matches!(old.instance.start_detached(None).await, Err(Error::Poisoned { .. })));
+    let old = old.reopen().await;
+    let started = old.instance.start_detached(None).await;
+    assert!(matches!(started, Err(Error::Poisoned { .. })), "what the swap left does not lift the rewind's mark: {started:?}");
     assert!(matches!(old.instance.rewind(&winner.upstream(4), None).await, Err(Error::Poisoned { .. })));
     old.instance.copy_from(&winner.upstream(4), None).await.unwrap();
     assert!(!old.instance.poisoned());

@@ -109,6 +109,33 @@ async fn a_read_that_waits_for_another_server_when_the_node_stops_fails() {
     assert_eq!(code(answer), "57P01");
 }
 
+/// An error of the proxy's own comes behind what a server has said already, however slowly its client reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_of_the_gate_comes_behind_the_answers_that_a_slow_client_has_not_read() {
+    const ASKED: usize = 60;
+    let pair = Pair::start();
+    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_millis(50)).await;
+    // What the sockets no longer hold, the end of an answer or the middle of a row, depends on the kernel and the answers' size.
+    let slow = async |size: usize| {
+        let mut raw = Raw::login_narrow(front.primary()).await;
+        raw.say(&query(&format!("select repeat('x', {size})")).repeat(ASKED)).await;
+        raw
+    };
+    let clients = future::join_all((1..=12).map(|n| slow(6_000 + 500 * n))).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    hold(&front).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let read = async |mut raw: Raw| {
+        let mut answers = Vec::new();
+        while answers.len() < ASKED {
+            answers.push(raw.answer().await);
+        }
+        let whole = answers.iter().take_while(|answer| *answer == "TDCZ").count();
+        assert!(whole > 0 && whole < ASKED && answers[whole..].iter().all(|answer| answer == "E08006Z"), "{answers:?}");
+    };
+    future::join_all(clients.into_iter().map(read)).await;
+}
+
 /// A node that was frozen wakes with a topology in which a standby may look sound that is not any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_standby_is_read_by_an_old_topology() {

@@ -322,6 +322,17 @@ fn lock_breaches(lock: &str) -> Vec<String> {
     breaches
 }
 
+/// Each constant of `waits`, the harness's words, is said somewhere in `src`.
+fn said_breaches(waits: &str, src: &BTreeMap<String, String>) -> Vec<String> {
+    let words = |line: &str| Some(line.strip_prefix("pub const ")?.split_once(": &str = \"")?.1.strip_suffix("\";")?.to_owned());
+    let waits: Vec<(usize, String)> = waits.lines().enumerate().filter_map(|(n, line)| Some((n + 1, words(line)?))).collect();
+    if waits.is_empty() {
+        return vec!["the harness waits for no words".to_owned()];
+    }
+    let unsaid = waits.into_iter().filter(|(_, words)| !src.values().any(|text| text.contains(words)));
+    unsaid.map(|(n, words)| complaint("chaos/src/fault/said.rs", n, &format!("nothing in src says \"{words}\""))).collect()
+}
+
 // ---- the repository
 
 fn root() -> PathBuf {
@@ -405,6 +416,12 @@ fn every_invariant_is_cited_in_code_and_in_a_test() {
     // The samples speak of invariants as data.
     all.retain(|path, _| !path.starts_with("tests/it/tidy/"));
     report(invariant_breaches(&table, &all));
+}
+
+#[test]
+fn what_the_harness_waits_for_in_a_log_is_said_there() {
+    let waits = fs::read_to_string(root().join("chaos/src/fault/said.rs")).expect("the harness's words");
+    report(said_breaches(&waits, &files(&["src"], &[".rs"])));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::injected::Injected;
 use super::kinds::{Aim, Family, Fault, Phase};
 use super::orders;
 use super::procs::{Group, Kind};
+use super::said;
 use super::toil::Toil;
 use super::volume::run;
 use anyhow::{Context as _, Result, bail};
@@ -150,17 +151,17 @@ fn return_to<'a>(i: &mut Injected<'a>, target: Target<'a>, damaged: PathBuf, wor
     let asking = Tail::of(target.node_log());
     i.undo(format!("the remedy for {}", target.name()), move || {
         // Asked for in words, and only then.
-        let asked = asking.line(&["ove the directory aside", "aside and let it rejoin", "aside"]);
+        let asked = asking.line(&[said::ASIDE]);
         if asked.is_some() && target.node_is_dead() {
             target.node.kill_all();
-            let all = asking.line(&["whole data directory aside"]).is_some();
+            let all = asking.line(&[said::WHOLE_DIRECTORY_ASIDE]).is_some();
             empty(if all { target.data_dir() } else { damaged })?;
         }
         Ok(())
     });
     target.start()?;
     i.prove(format!("{} after the damage", target.name()), move || {
-        log.line(words).or_else(|| log.line(&["node runs"])).map(|line| format!("{}: {line}", target.name()))
+        log.line(words).or_else(|| log.line(&[said::NODE_RUNS])).map(|line| format!("{}: {line}", target.name()))
     });
     Ok(())
 }

@@ -36,6 +36,7 @@ mod postgres;
 mod probe;
 mod process;
 mod procs;
+mod said;
 mod sessions;
 mod signs;
 mod together;

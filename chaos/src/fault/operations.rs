@@ -6,8 +6,8 @@ use super::injected::{Ctx, Injected};
 use super::kinds::{Aim, Family, Fault, Phase};
 use super::misbehaved::Misbehaved;
 use super::orders::{self, Order};
-use super::process;
 use super::procs::Kind;
+use super::{process, said};
 use crate::cluster::Status;
 use crate::workload::final_state::{PrimaryChange, parse_changes};
 use anyhow::{Context as _, Result, bail};
@@ -333,10 +333,10 @@ fn remove(i: &mut Injected<'_>) -> Result<()> {
     i.afterwards(format!("{} joins again", target.name()), move || {
         let clock = ctx.clock;
         let end = clock.now().after(Duration::from_secs(20));
-        while log.line(&["this node was removed from the cluster"]).is_none() && clock.now() < end {
+        while log.line(&[said::MEMBER_REMOVED]).is_none() && clock.now() < end {
             std::thread::sleep(Duration::from_millis(100));
         }
-        let learned = log.line(&["this node was removed from the cluster"]);
+        let learned = log.line(&[said::MEMBER_REMOVED]);
         target.node.kill_all();
         super::volume::run(std::process::Command::new("find").arg(target.data_dir()).args(["-mindepth", "1", "-delete"]))?;
         target.start()?;

@@ -5,7 +5,7 @@ use super::evidence::Tail;
 use super::injected::Injected;
 use super::kinds::{Aim, Family, Fault, Phase};
 use super::procs::Kind;
-use super::{process, sessions};
+use super::{process, said, sessions};
 use crate::cluster;
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
@@ -213,7 +213,7 @@ fn alter_system<'a>(i: &mut Injected<'a>, target: Target<'a>, name: &'static str
     target.sql("SELECT pg_reload_conf()")?;
     i.proved(format!("{name} of {} was set to {value}", target.name()));
     i.expect(format!("{} restores {name}", target.name()), move || {
-        log.line(&["a protected setting was changed"]).map(|line| format!("{}: {line}", target.name()))
+        log.line(&[said::SETTING_RESTORED]).map(|line| format!("{}: {line}", target.name()))
     });
     Ok(())
 }

@@ -95,3 +95,13 @@ fn a_second_tls_stack_or_a_git_dependency_is_refused() {
     refused(lock_breaches("source = \"git+https://example.com/x#1\"\n"), "git");
     admitted(lock_breaches("name = \"openssl-probe\"\nsource = \"registry+https://example.com\"\n"));
 }
+
+#[test]
+fn words_that_the_program_no_longer_says_are_refused() {
+    let said = |words: &str| {
+        said_breaches(&format!("pub const X: &str = \"{words}\";\n"), &[("src/x.rs".to_owned(), "info!(\"node runs\")".to_owned())].into())
+    };
+    refused(said("node ran"), "said.rs:1: nothing in src says \"node ran\"");
+    refused(said_breaches("", &BTreeMap::new()), "no words");
+    admitted(said("node runs"));
+}
