@@ -447,6 +447,8 @@ impl Raw {
                 tags.push(char::from(tag));
             }
             if tag == b'E' {
+                // Shown where the test fails.
+                println!("{tags} {}", String::from_utf8_lossy(&body));
                 tags.push_str(&String::from_utf8_lossy(Fields::read(&body).code));
             }
             if tag == b'Z' {

@@ -23,6 +23,9 @@ use std::time::Duration;
 /// Switches a seeded bug on.
 const VARIABLE: &str = "TRILITHON_BUG";
 
+/// A bug that shows only where two things meet is hunted again, with other seeds.
+const ROUNDS: u64 = 3;
+
 /// The last row.
 const CONTROL: &str = "asynchronous-pair";
 
@@ -36,8 +39,10 @@ pub struct Row {
     pub caught_by: Vec<String>,
     /// The run was a pass, and not merely one in which nothing was found.
     pub passed: bool,
-    /// From the cluster's start to the verdict, in seconds.
+    /// From the cluster's start to the verdict, in seconds; of all rounds together.
     pub seconds: u64,
+    /// Clusters that were tried.
+    pub rounds: u64,
     pub what: String,
 }
 
@@ -116,7 +121,7 @@ pub fn run(settings: &Settings, hunted: &Hunted, interrupts: &Interrupts, voice:
         }
         voice.note(clock, &format!("mutant {}", if bug.name.is_empty() { "none" } else { &bug.name }));
         let with = || if bug.name.is_empty() { "without a bug".to_owned() } else { format!("with the bug {}", bug.name) };
-        rows.push(one(own, &bug, hunted.own_faults, interrupts, voice).with_context(with)?);
+        rows.push(until_caught(&own, &bug, hunted.own_faults, interrupts, voice).with_context(with)?);
     }
     if hunted.only.is_empty() {
         voice.note(clock, "the control: a plain asynchronous pair");
@@ -133,6 +138,17 @@ fn again(system: Which, bug: &str, words: &[String]) -> String {
         (_, name) => format!("mutants --only {name} --bugs-only"),
     };
     format!("chaos {verb} {}", words.join(" "))
+}
+
+/// Whoever has no bug gets one round: what it is caught with is no matter of luck.
+fn until_caught(settings: &Settings, bug: &Bug, own_faults: bool, interrupts: &Interrupts, voice: &Voice) -> Result<Row> {
+    let mut row = one(settings.clone(), bug, own_faults, interrupts, voice)?;
+    while own_faults && !bug.name.is_empty() && row.caught_by.is_empty() && row.rounds < ROUNDS {
+        let next = Settings { seed: settings.seed + row.rounds, ..settings.clone() };
+        let again = one(next, bug, own_faults, interrupts, voice)?;
+        row = Row { seconds: row.seconds + again.seconds, rounds: row.rounds + again.rounds, ..again };
+    }
+    Ok(row)
 }
 
 fn one(mut settings: Settings, bug: &Bug, own_faults: bool, interrupts: &Interrupts, voice: &Voice) -> Result<Row> {
@@ -155,6 +171,7 @@ fn one(mut settings: Settings, bug: &Bug, own_faults: bool, interrupts: &Interru
         caught_by,
         passed,
         seconds: clock.now().0 / 1_000_000,
+        rounds: 1,
         what,
     };
     let by = hunts::hunt(&bug.name).by;
@@ -217,7 +234,8 @@ pub fn table(rows: &[Row]) -> String {
     for row in rows {
         let bug = if row.bug.is_empty() { "(none)" } else { &row.bug };
         let by = if row.caught_by.is_empty() { "nobody".to_owned() } else { row.caught_by.join(", ") };
-        text.push_str(&format!("{bug:<34} {:>8}  {by:<28} {}\n", row.seconds, row.what));
+        let rounds = if row.rounds > 1 { format!("round {}: ", row.rounds) } else { String::new() };
+        text.push_str(&format!("{bug:<34} {:>8}  {by:<28} {rounds}{}\n", row.seconds, row.what));
     }
     text
 }
@@ -234,7 +252,7 @@ mod tests {
     fn row(bug: &str, caught: &[&str]) -> Row {
         let caught_by: Vec<String> = caught.iter().map(|c| (*c).to_owned()).collect();
         let passed = caught_by.is_empty();
-        Row { bug: bug.into(), about: String::new(), caught_by, passed, seconds: 1, what: String::new() }
+        Row { bug: bug.into(), about: String::new(), caught_by, passed, seconds: 1, rounds: 1, what: String::new() }
     }
 
     #[test]
