@@ -113,10 +113,11 @@ async fn a_read_that_waits_for_another_server_when_the_node_stops_fails() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_error_of_the_gate_comes_behind_the_answers_that_a_slow_client_has_not_read() {
     let pair = Pair::start();
-    let front = Front::start(&pair, |config| (config.hold_timeout, config.pool_size) = (Duration::from_millis(100), 64)).await;
+    let front = Front::start(&pair, |config| (config.hold_timeout, config.pool_size) = (Duration::from_secs(3), 64)).await;
     let asked = async |rows: usize| {
         let mut raw = Raw::login_narrow(front.primary()).await;
         raw.say(&query(&format!("select repeat('x', 6000) from generate_series(1, {rows})"))).await;
+        assert_eq!(raw.hear().await.0, b'T', "the server answers");
         raw
     };
     // How much of an answer the sockets take depends on the kernel: of some only the end is left.
@@ -126,11 +127,12 @@ async fn an_error_of_the_gate_comes_behind_the_answers_that_a_slow_client_has_no
     for client in &mut clients {
         client.say(&query("select 1")).await;
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    for (n, client) in (1..).zip(&mut clients) {
-        let whole = format!("T{}CZ", "D".repeat(2 * n));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let read = async |(n, mut client): (usize, Raw)| {
+        let whole = format!("{}CZ", "D".repeat(2 * n));
         assert_eq!((client.answer().await, client.answer().await.as_str()), (whole, "E08006Z"), "{n}");
-    }
+    };
+    future::join_all((1..).zip(clients).map(read)).await;
 }
 
 /// A node that was frozen wakes with a topology in which a standby may look sound that is not any more.
