@@ -71,6 +71,13 @@ pub(super) const FAULTS: &[Fault] = &[
     )
     .hold(5, 12),
     fault(
+        "unconfirmed-commits-and-postmaster-killed",
+        Aim::Primary,
+        "No standby hears the primary's Postgres any more, and then its postmaster is killed while its node goes on.",
+        lose_what_nobody_confirmed,
+    )
+    .hold(5, 12),
+    fault(
         "cancelled-waits-and-failover",
         Aim::Primary,
         "No standby hears the primary's Postgres, commits that wait for one are cancelled, and then it is killed.",
@@ -192,6 +199,17 @@ fn lose_what_a_standby_shows(i: &mut Injected<'_>) -> Result<()> {
     i.proved(format!("the rule did without {}", target.name()));
     std::thread::sleep(READ);
     process::kill(i, primary, Kind::Postmaster)
+}
+
+/// What it has after its restart, others lack, and its node hears that one of them is elected.
+fn lose_what_nobody_confirmed(i: &mut Injected<'_>) -> Result<()> {
+    const WAITS: Duration = Duration::from_secs(2);
+    let (target, port) = (i.target(), i.ctx.cluster.ports().postgres);
+    super::network::cut_ports(i, &[port])?;
+    let other = i.others(target).pop().context("nobody else")?;
+    i.prove_unreachable(other, target, port);
+    std::thread::sleep(WAITS);
+    process::kill(i, target, Kind::Postmaster)
 }
 
 /// What was cancelled is on the primary's disk only, and nobody may have been told that it is safe.

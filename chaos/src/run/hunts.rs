@@ -72,7 +72,11 @@ const NODE_STOPPED: &[Entry] = &[("stop-node", Phase::Steady), ("stop-node", Pha
 /// Its WAL goes out, and no confirmation comes in.
 const DEAF: &[Entry] = &[("deaf-primary", Phase::Steady)];
 /// It still hears of the election, and holds what nobody got.
-const MUTE: &[Entry] = &[("mute-primary", Phase::Steady), ("mute-primary", Phase::Steady)];
+const UNCONFIRMED: &[Entry] = &[
+    ("unconfirmed-commits-and-postmaster-killed", Phase::Steady),
+    ("unconfirmed-commits-and-postmaster-killed", Phase::Steady),
+    ("mute-primary", Phase::Steady),
+];
 /// Commits are in flight each time, and some have reached a standby.
 const KILLED: &[Entry] = &[("kill-postmaster", Phase::Steady), ("kill-postmaster", Phase::Steady), ("kill-postmaster", Phase::Steady)];
 /// The standbys hold different amounts of what was acknowledged.
@@ -109,7 +113,7 @@ pub fn hunt(bug: &str) -> Hunt {
             hidden: Some("the old primary's proxy begins no reads for most of its lease, so that nobody sees two primaries"),
             ..with(ISOLATED)
         },
-        "doubtful-read" => with(MUTE),
+        "doubtful-read" => with(UNCONFIRMED),
         "timeline-reused" => Hunt { by: By::DataOr(AWAY), ..with(CLAIMED_IN_VAIN) },
         "skip-seal" => with(NODE_STOPPED),
         "keep-old-servers" => Hunt { by: By::DataOr(AWAY), ..with(NODE_STOPPED) },
