@@ -162,7 +162,7 @@ mod tests {
             SWITCHOVER,
             NODE_STOPPED,
             DEAF,
-            MUTE,
+            UNCONFIRMED,
             KILLED,
             UNEQUAL,
             REPLAY_PAUSED,
