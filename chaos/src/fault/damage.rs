@@ -280,7 +280,7 @@ fn spoil_wal<'a>(i: &mut Injected<'a>, target: Target<'a>) -> Result<()> {
     let newest = newest_segment(&target.pgdata().join("pg_wal"))?;
     let done = flip_bits(i, &newest)?;
     i.proved(done);
-    return_to(i, target, target.pgdata(), &["node runs"])
+    return_to(i, target, target.pgdata(), &[said::NODE_RUNS])
 }
 
 /// The segment that was written last; those after it are recycled ones with names of the future.

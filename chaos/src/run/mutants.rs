@@ -140,11 +140,12 @@ fn again(system: Which, bug: &str, words: &[String]) -> String {
     format!("chaos {verb} {}", words.join(" "))
 }
 
-/// Whoever has no bug gets one round: what it is caught with is no matter of luck.
+/// One round for whoever has no bug, since what it is caught with is no matter of luck, and where the seed was given.
 fn until_caught(settings: &Settings, bug: &Bug, own_faults: bool, interrupts: &Interrupts, voice: &Voice) -> Result<Row> {
     let mut row = one(settings.clone(), bug, own_faults, interrupts, voice)?;
     while own_faults && !bug.name.is_empty() && row.caught_by.is_empty() && row.rounds < ROUNDS {
         let next = Settings { seed: settings.seed + row.rounds, ..settings.clone() };
+        voice.note(RunClock::start(), &format!("mutant {} again, round {} of {ROUNDS}", bug.name, row.rounds + 1));
         let again = one(next, bug, own_faults, interrupts, voice)?;
         row = Row { seconds: row.seconds + again.seconds, rounds: row.rounds + again.rounds, ..again };
     }
