@@ -26,6 +26,8 @@ use tokio::time::timeout;
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before asking again who leads.
 const RETRY: Duration = Duration::from_millis(30);
+/// Who lacks no more log entries than this has them within a message or two.
+const HAND_OVER_LAG: u64 = 16;
 
 /// A proposal without an outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -324,11 +326,17 @@ impl Handle {
         })
     }
 
-    /// Ask the leader, which must be this node, to hand over to `to`. Done when [`Handle::leadership`] shows it.
+    /// Ask the leader, which must be this node, to hand over to `to`. Done when [`Handle::leadership`] shows it. Refused where `to` lacks
+    /// much of the log: from here on the leader takes no proposals until somebody else leads.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), ProposeError> {
+        let not_sent = |why: String| ProposeError::NotSent(why);
         let raft = self.shared.raft().filter(|raft| raft.is_leader());
-        let raft = raft.ok_or_else(|| ProposeError::NotSent("this node does not lead".to_owned()))?;
-        raft.trigger().transfer_leader(to.0).await.map_err(|e| ProposeError::NotSent(e.to_string()))
+        let (raft, status) = raft.zip(self.status()).ok_or_else(|| not_sent("this node does not lead".to_owned()))?;
+        let (holds, last) = (status.matched.get(&to).copied().flatten().unwrap_or_default(), status.last_log_index.unwrap_or_default());
+        if holds + HAND_OVER_LAG < last {
+            return Err(not_sent(format!("member {to} holds the log up to {holds} of {last}")));
+        }
+        raft.trigger().transfer_leader(to.0).await.map_err(|e| not_sent(e.to_string()))
     }
 }
 

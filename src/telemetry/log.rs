@@ -52,8 +52,9 @@ pub fn init_logging(format: LogFormat, filter: &str) -> Result<LogHandle, LogErr
     Ok(LogHandle { filter: handle })
 }
 
-/// openraft and sled are chatty at info; what they have to say there is ours to say.
+/// openraft and sled are chatty at info; what they have to say there is ours to say. Of openraft's warnings one matters to people: a member's
+/// log lacks what it had confirmed.
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
-    let quiet = format!("openraft=error,sled=warn,h2=error,{filter}");
+    let quiet = format!("openraft=error,openraft::progress::entry=warn,sled=warn,h2=error,{filter}");
     EnvFilter::try_new(quiet).map_err(|e| LogError::Filter { filter: filter.to_owned(), reason: e.to_string() })
 }

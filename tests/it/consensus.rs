@@ -23,6 +23,7 @@ use trilithon::telemetry::Clock;
 use trilithon::types::{Epoch, NodeId};
 
 mod addresses;
+mod past;
 
 const LONG: Duration = Duration::from_secs(20);
 
