@@ -125,6 +125,18 @@ impl<'a> Injected<'a> {
         });
     }
 
+    /// The same, seen at once: for a server that will be gone in a moment.
+    ///
+    /// # Errors
+    /// It can be reached still.
+    pub(super) fn see_unreachable(&mut self, from: Target<'a>, to: Target<'a>, port: u16) -> Result<()> {
+        const WITHIN: Duration = Duration::from_secs(3);
+        let way = format!("{}→{}:{port}", from.name(), to.name());
+        self.wait(&format!("no way {way}"), WITHIN, || (!super::probe::connects(from.site, to.address(), port)).then_some(()))?;
+        self.proved(format!("{way} cannot be reached"));
+        Ok(())
+    }
+
     /// A port of `to` can still be reached from `from`.
     pub(super) fn prove_reachable(&mut self, from: Target<'a>, to: Target<'a>, port: u16) {
         self.prove(format!("a way {}→{}:{port}", from.name(), to.name()), move || {

@@ -66,17 +66,17 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "unheard-standby-and-postmaster-killed",
         Aim::SyncStandby,
-        "A standby streams, but its consensus port is cut; when the rule does without it the primary's postmaster is killed.",
+        "A standby streams, but its consensus port is cut; when the rule does without it the other's stream is cut, and the primary's postmaster killed.",
         lose_what_a_standby_shows,
     )
     .hold(5, 12),
     fault(
         "unconfirmed-commits-and-postmaster-killed",
         Aim::Primary,
-        "No standby hears the primary's Postgres any more, and then its postmaster is killed while its node goes on.",
+        "No standby hears the primary's Postgres any more, its postmaster is killed while its node goes on, and who is elected is slow to promote.",
         lose_what_nobody_confirmed,
     )
-    .hold(5, 12),
+    .hold(3, 6),
     fault(
         "cancelled-waits-and-failover",
         Aim::Primary,
@@ -184,12 +184,13 @@ fn lose_power_and_return<'a>(i: &mut Injected<'a>, targets: &[Target<'a>], pause
     Ok(())
 }
 
-/// What it shows from then on others may decide without: nobody may be shown it.
+/// What it shows from then on others decide without, and the last of them does not even have it: nobody may be shown it.
 fn lose_what_a_standby_shows(i: &mut Injected<'_>) -> Result<()> {
-    const READ: Duration = Duration::from_secs(1);
+    const READ: Duration = Duration::from_secs(3);
     let (target, ctx) = (i.target(), i.ctx);
     let primary = ctx.cluster.primary().context("there is no primary at this moment")?;
-    let primary = i.others(target).into_iter().find(|t| t.name() == primary).context("the primary is who should confirm")?;
+    let (primaries, others): (Vec<_>, Vec<_>) = i.others(target).into_iter().partition(|t| t.name() == primary);
+    let (Some(&primary), Some(&third)) = (primaries.first(), others.first()) else { bail!("the primary is who should confirm") };
     let ports = ctx.cluster.ports();
     super::network::cut_ports(i, &[ports.grpc])?;
     i.prove_unreachable(primary, target, ports.grpc);
@@ -197,19 +198,39 @@ fn lose_what_a_standby_shows(i: &mut Injected<'_>) -> Result<()> {
     let without = || ctx.cluster.status().ok()?.rule.filter(|rule| !rule.changing && !rule.standbys.iter().any(|s| s == target.name()));
     i.wait("a rule without it", Duration::from_secs(20), without)?;
     i.proved(format!("the rule did without {}", target.name()));
+    i.both_ways(primary, third, |link| link.cut_ports.extend([ports.postgres]))?;
+    i.see_unreachable(third, primary, ports.postgres)?;
     std::thread::sleep(READ);
+    see_waiting_commits(i, primary)?;
     process::kill(i, primary, Kind::Postmaster)
 }
 
-/// What it has after its restart, others lack, and its node hears that one of them is elected.
+fn see_waiting_commits(i: &mut Injected<'_>, primary: Target<'_>) -> Result<()> {
+    let waiting: u64 = primary.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")?.parse()?;
+    if waiting == 0 {
+        bail!("no commit waits for a confirmation");
+    }
+    i.proved(format!("{waiting} commits waited for a confirmation"));
+    Ok(())
+}
+
+/// What it has after its restart others lack, and its node hears that one of them is elected. Until that one has the new timeline, nobody
+/// may be shown what the former primary has.
 fn lose_what_nobody_confirmed(i: &mut Injected<'_>) -> Result<()> {
     const WAITS: Duration = Duration::from_secs(2);
-    let (target, port) = (i.target(), i.ctx.cluster.ports().postgres);
+    let (target, ctx) = (i.target(), i.ctx);
+    let port = ctx.cluster.ports().postgres;
     super::network::cut_ports(i, &[port])?;
-    let other = i.others(target).pop().context("nobody else")?;
-    i.prove_unreachable(other, target, port);
+    for other in i.others(target) {
+        i.see_unreachable(target, other, port)?;
+    }
     std::thread::sleep(WAITS);
-    process::kill(i, target, Kind::Postmaster)
+    see_waiting_commits(i, target)?;
+    process::kill(i, target, Kind::Postmaster)?;
+    let elected = || ctx.cluster.status().ok().filter(|status| status.phase == "promoting")?.primary;
+    let elected = i.wait("an election", Duration::from_secs(5), elected)?;
+    let elected = i.others(target).into_iter().find(|t| t.name() == elected).context("the former primary was elected")?;
+    process::stop(i, elected, Kind::Startup)
 }
 
 /// What was cancelled is on the primary's disk only, and nobody may have been told that it is safe.

@@ -71,12 +71,8 @@ const SWITCHOVER: &[Entry] = &[("planned-switchover", Phase::Steady)];
 const NODE_STOPPED: &[Entry] = &[("stop-node", Phase::Steady), ("stop-node", Phase::Steady)];
 /// Its WAL goes out, and no confirmation comes in.
 const DEAF: &[Entry] = &[("deaf-primary", Phase::Steady)];
-/// It still hears of the election, and holds what nobody got.
-const UNCONFIRMED: &[Entry] = &[
-    ("unconfirmed-commits-and-postmaster-killed", Phase::Steady),
-    ("unconfirmed-commits-and-postmaster-killed", Phase::Steady),
-    ("mute-primary", Phase::Steady),
-];
+/// It holds what nobody else got, and knows nothing of those who decide without it.
+const UNCONFIRMED: &[Entry] = &[("unheard-standby-and-postmaster-killed", Phase::Steady)];
 /// Commits are in flight each time, and some have reached a standby.
 const KILLED: &[Entry] = &[("kill-postmaster", Phase::Steady), ("kill-postmaster", Phase::Steady), ("kill-postmaster", Phase::Steady)];
 /// The standbys hold different amounts of what was acknowledged.

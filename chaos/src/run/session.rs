@@ -100,7 +100,9 @@ fn in_world(settings: &Settings, world: &World, plan: Plan, pace: &Pace, record:
     cluster.kill();
     let sites: Vec<&str> = world.sites().iter().map(Site::name).collect();
     if outcome.is_ok() && settings.system == Which::Trilithon {
-        record.verdicts.push(panics::check(&settings.out, &sites));
+        let destroys = |name: &str| fault::catalogue().iter().any(|f| f.destroys && name.contains(f.name));
+        let destroyed = record.faults.iter().any(|f| destroys(&f.name));
+        record.verdicts.push(panics::check(&settings.out, &sites, destroyed));
     }
     if settings.core_trace && outcome.is_ok() {
         voice.note(pace.clock, "asking the core again");
