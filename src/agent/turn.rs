@@ -166,6 +166,7 @@ impl Loop {
             leaving: *self.agent.leaving.borrow(),
             proxy_in_flight: proxy.map_or(0, |(_, in_flight)| in_flight),
             refusals: self.agent.refusals.borrow().clone(),
+            round_trips: self.agent.consensus.round_trips(),
             doubtful: observe::doubtful(s, self.agent.me, &local.postgres, &self.memory),
             ..NodeObservation::default()
         };

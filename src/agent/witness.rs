@@ -40,6 +40,7 @@ impl Witness {
                 revision: proxy.map_or(state.revision, |(obeyed, _)| obeyed.min(state.revision)),
                 proxy_in_flight: proxy.map_or(0, |(_, in_flight)| in_flight),
                 refusals: self.refusals.borrow_and_update().clone(),
+                round_trips: self.consensus.round_trips(),
                 leaving: *self.leaving.borrow(),
                 step: StepReason::Witness.to_string(),
                 software_version: env!("CARGO_PKG_VERSION").to_owned(),

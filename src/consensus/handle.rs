@@ -4,6 +4,7 @@
 //! surely was not and will not be, or nobody can tell. A caller that must know compares the state afterwards, or proposes commands
 //! that carry their own compare-and-set.
 
+use super::distance::RoundTrips;
 use super::links::never_sent;
 use super::network::timed;
 use super::node::{Reach, Shared};
@@ -172,6 +173,12 @@ impl Handle {
     #[must_use]
     pub fn reach(&self) -> watch::Receiver<Arc<BTreeMap<NodeId, Reach>>> {
         self.shared.reach.subscribe()
+    }
+
+    /// How far away each other member is.
+    #[must_use]
+    pub fn round_trips(&self) -> RoundTrips {
+        self.shared.round_trips.borrow().clone()
     }
 
     /// This node leads, and a quorum has confirmed it recently.

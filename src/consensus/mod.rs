@@ -15,6 +15,7 @@ mod addresses;
 mod admission;
 mod codec;
 mod config;
+mod distance;
 mod formation;
 mod handle;
 mod links;

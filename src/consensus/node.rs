@@ -9,6 +9,7 @@
 
 use super::addresses::Addresses;
 use super::config::{Config, Peer};
+use super::distance::{self, RoundTrips};
 use super::formation;
 use super::handle::{Handle, Health, Leadership, Progress, RaftRole};
 use super::links::{Failure, KEEPALIVE, Links};
@@ -128,6 +129,7 @@ pub(super) struct Shared {
     pub progress: watch::Sender<Progress>,
     pub observations: watch::Sender<Arc<Observations>>,
     pub reach: watch::Sender<Arc<BTreeMap<NodeId, Reach>>>,
+    pub round_trips: watch::Sender<RoundTrips>,
     /// One admission at a time.
     pub admission: Semaphore,
     pub cancel: CancellationToken,
@@ -218,6 +220,7 @@ pub async fn start(
     own(&mut tasks, "watcher", &shared, watcher::run(shared.clone()));
     own(&mut tasks, "membership", &shared, membership::run(shared.clone()));
     own(&mut tasks, "observations", &shared, observe::run(shared.clone(), observation));
+    own(&mut tasks, "distances", &shared, distance::run(shared.clone()));
     Ok(Node { shared, tasks })
 }
 
@@ -267,6 +270,7 @@ async fn open(config: Config, listener: &TcpListener) -> Result<Shared, StartErr
         progress: watch::Sender::new(Progress::Starting),
         observations: watch::Sender::default(),
         reach: watch::Sender::default(),
+        round_trips: watch::Sender::default(),
         admission: Semaphore::new(1),
         cancel: CancellationToken::new(),
     })

@@ -111,6 +111,8 @@ pub struct NodeObservation {
     /// Peers whose process and postmaster both refused connections when this node last asked, and the lease that it knew before it asked:
     /// of a later one, taken by a peer that has come back since, a refusal proves nothing (INV-9).
     pub refusals: BTreeMap<NodeId, Lease>,
+    /// Round trip to each member that it reaches, in milliseconds: a hint, which no decision here looks at.
+    pub round_trips: BTreeMap<NodeId, u32>,
     pub software_version: String,
     /// A standby with WAL that it wrote itself as primary and that its rule is not known to have confirmed: a read there may show what an
     /// election takes away.
