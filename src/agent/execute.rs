@@ -207,8 +207,7 @@ fn proxies_empty(s: &ClusterState, view: &View, drain: Revision) -> bool {
 /// itself while it stops and starts is less.
 pub fn descent(local: &LocalState) -> Option<Descent> {
     let (own, upstream) = (local.postgres.timeline?, local.upstream.as_ref()?);
-    let ancestors = upstream.ancestry.iter().map(|(timeline, _)| *timeline);
-    Some(Descent { own, upstream: ancestors.chain([upstream.timeline]).collect() })
+    Some(Descent { own, upstream: upstream.timeline, ancestry: upstream.ancestry.clone() })
 }
 
 fn upstream(state: &ClusterState, node: NodeId, epoch: Epoch) -> Result<postgres::Upstream, ExecuteError> {

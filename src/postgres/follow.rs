@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const RESTART_LIMIT: Duration = Duration::from_secs(20);
 /// What a standby still has to replay when it is stopped is milliseconds' worth, or much.
 const REPLAY_MOMENT: Duration = Duration::from_secs(1);
+/// In which a startup process that a signal woke looks for a newer timeline; where it does not, the server takes the longer way.
+const LOOK: Duration = Duration::from_millis(25);
 const WALRECEIVERS: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver'";
 
 impl Instance {
@@ -69,7 +71,7 @@ impl Instance {
         let (wal, known) = (self.layout.wal(), descent.cloned());
         let strays = blocking(move || {
             let Some(descent) = known else { return Ok(Vec::new()) };
-            history::unhide(&wal, &descent.upstream)?;
+            history::unhide(&wal, &descent)?;
             history::strays(&wal, &descent)
         });
         let strays = strays.await?;
@@ -89,8 +91,26 @@ impl Instance {
         if session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("t") {
             return Err(Error::NotStandby);
         }
+        if let Some(descent) = descent {
+            self.foretell(descent).await?;
+        }
         self.retune(|intent| intent.upstream = Some(upstream)).await?;
         self.reload().await
+    }
+
+    /// Spares the primary's first commits several round trips. Only where nothing can come in any more, and what came in ends where the
+    /// upstream's timeline begins at the latest: a server that goes over to a timeline asks nobody whether it may.
+    async fn foretell(&self, descent: &Descent) -> Result<(), Error> {
+        let Some(left) = descent.left_at().filter(|_| self.following().is_none()) else { return Ok(()) };
+        // None while a walreceiver runs.
+        if self.flushed_end().await?.is_some_and(|end| end.timeline == descent.own && end.lsn <= left) {
+            let (wal, run_as, descent) = (self.layout.wal(), self.run_as.clone(), descent.clone());
+            blocking(move || history::foretell(&wal, &descent, &run_as)).await?;
+            // It looks only where it has nobody to ask for WAL: before it is told whom to follow.
+            self.reload().await?;
+            sleep(LOOK).await;
+        }
+        Ok(())
     }
 
     /// End of the WAL that a running, detached standby holds; `None` while it cannot be proved, and on a primary. It has a moment to replay

@@ -78,14 +78,42 @@ fn told_of(history: &str, ancestor: Timeline) -> Option<String> {
 pub struct Descent {
     /// The timeline of its own WAL.
     pub own: Timeline,
+    /// The upstream's timeline.
+    pub upstream: Timeline,
+    /// The ancestors of that, oldest first, each with the position at which it was left.
+    pub ancestry: Vec<(Timeline, Lsn)>,
+}
+
+impl Descent {
     /// The upstream's timeline and the ancestors of it.
-    pub upstream: Vec<Timeline>,
+    fn upstreams(&self) -> Vec<Timeline> {
+        self.ancestry.iter().map(|(timeline, _)| *timeline).chain([self.upstream]).collect()
+    }
+
+    /// Where the upstream left this standby's timeline for the next, which is its present one.
+    pub(super) fn left_at(&self) -> Option<Lsn> {
+        let (last, lsn) = self.ancestry.last()?;
+        (*last == self.own && self.upstream == self.own.next()).then_some(*lsn)
+    }
+}
+
+/// The history of the upstream's timeline, where the standby has none: its server then streams that timeline at once. Without it, it asks
+/// for the history, then for the old timeline from the beginning of a segment, and for the new one from there again.
+pub(super) fn foretell(wal: &Path, descent: &Descent, run_as: &RunAs) -> Result<(), Error> {
+    let path = wal.join(descent.upstream.history_file());
+    if path.exists() {
+        return Ok(());
+    }
+    let line = |(timeline, lsn): &(Timeline, Lsn)| format!("{timeline}\t{lsn}\ttold by the primary\n");
+    let text: String = descent.ancestry.iter().map(line).collect();
+    write_atomic(&path, &text, 0o600, Some(run_as))
 }
 
 /// Histories of timelines that were begun after the own one, and that the upstream never was on. Nothing was received on them: a standby
 /// that had, would have them as its own.
 pub(super) fn strays(wal: &Path, descent: &Descent) -> Result<Vec<PathBuf>, Error> {
-    let strange = |number: u32| number > descent.own.0 && !descent.upstream.contains(&Timeline(number));
+    let upstreams = descent.upstreams();
+    let strange = |number: u32| number > descent.own.0 && !upstreams.contains(&Timeline(number));
     let real = histories(wal)?.into_iter().filter(|(number, _, text)| strange(*number) && !text.starts_with(PLACEHOLDER));
     Ok(real.map(|(_, path, _)| path).collect())
 }
@@ -135,8 +163,9 @@ pub(super) fn bridge(wal: &Path, origin: Origin, run_as: &RunAs) -> Result<(), E
     reserve(wal, begin + 1..newest, run_as)
 }
 
-/// Before an upstream is followed that was on these timelines: their real files are asked for.
-pub(super) fn unhide(wal: &Path, lasted: &[Timeline]) -> Result<(), Error> {
+/// Before an upstream is followed: the real files of the timelines that it was on are asked for.
+pub(super) fn unhide(wal: &Path, descent: &Descent) -> Result<(), Error> {
+    let lasted = descent.upstreams();
     withdraw(wal, |number, _| lasted.contains(&Timeline(number)))
 }
 
@@ -169,12 +198,29 @@ mod tests {
         for (number, text) in [(3, "1\t0/1\tx\n"), (5, "1\t0/1\tx\n"), (6, PLACEHOLDER), (7, "1\t0/1\tx\n"), (8, "1\t0/1\tx\n")] {
             write(number, text);
         }
-        let descent = Descent { own: Timeline(4), upstream: [1, 4, 8].map(Timeline).to_vec() };
+        let ancestry = [1, 4].map(|timeline| (Timeline(timeline), Lsn(1))).to_vec();
+        let descent = Descent { own: Timeline(4), upstream: Timeline(8), ancestry };
         let mut found = strays(dir.path(), &descent).unwrap();
         found.sort();
         assert_eq!(found, [5, 7].map(|n| dir.path().join(Timeline(n).history_file())), "not 3, which is older, nor 6, which is nobody's");
         forget(dir.path(), &found).unwrap();
         assert_eq!(strays(dir.path(), &descent).unwrap(), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn a_history_is_foretold_of_the_next_timeline_as_its_primary_tells_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let ancestry_told = vec![(Timeline(1), Lsn(0x16B_3748)), (Timeline(2), Lsn(0x1_0300_0000))];
+        let descent = |own, upstream| Descent { own: Timeline(own), upstream: Timeline(upstream), ancestry: ancestry_told.clone() };
+        assert_eq!(descent(2, 3).left_at(), Some(Lsn(0x1_0300_0000)));
+        assert_eq!([descent(1, 3).left_at(), descent(2, 4).left_at()], [None; 2], "a timeline between, or a number that is nobody's");
+        foretell(dir.path(), &descent(2, 3), &me()).unwrap();
+        assert_eq!(ancestry(dir.path(), Timeline(3)).unwrap(), ancestry_told);
+        let path = dir.path().join("00000003.history");
+        assert!(std::fs::read_to_string(&path).unwrap().starts_with("1\t0/16B3748\t"));
+        std::fs::write(&path, "real\n").unwrap();
+        foretell(dir.path(), &descent(2, 3), &me()).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "real\n", "what PostgreSQL wrote stays");
     }
 
     #[test]
@@ -238,7 +284,8 @@ mod tests {
         let left = || (2..7).map(|n| dir.path().join(Timeline(n).history_file()).exists()).collect::<Vec<_>>();
         withdraw_beyond_newest(dir.path()).unwrap();
         assert_eq!(left(), [true, true, true, false, false]);
-        unhide(dir.path(), &[1, 2, 4].map(Timeline)).unwrap();
+        let ancestry = [1, 2].map(|timeline| (Timeline(timeline), Lsn(1))).to_vec();
+        unhide(dir.path(), &Descent { own: Timeline(1), upstream: Timeline(4), ancestry }).unwrap();
         assert_eq!(left(), [false, true, true, false, false], "timeline 2 did last elsewhere");
     }
 }

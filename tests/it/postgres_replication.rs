@@ -1,14 +1,15 @@
 //! Two and three servers: copy, stream, turn away, promote across a gap of timelines, follow across it, rewind.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot go on panics; it measures with Instant.
 
+use crate::ports::free_port;
 use crate::postgres_rig::{LIMIT, Server, processes_below, try_sql, until};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use trilithon::ha::{PostgresState, Role};
-use trilithon::postgres::{Descent, PostgresError as Error};
-use trilithon::types::{Epoch, NodeId, Timeline};
+use trilithon::postgres::{Descent, PostgresError as Error, Upstream};
+use trilithon::types::{Epoch, Lsn, NodeId, Timeline};
 
 /// Commits `text` on `primary`; with a rule in force it returns once that is confirmed.
 async fn write(primary: &Server, text: &str) {
@@ -56,8 +57,7 @@ async fn one_that_aims_at_a_lost_timeline() -> (Server, Server, Descent) {
     primary.instance.promote(Epoch(4), Timeline(4), &primary.alone(), LIMIT).await.unwrap();
     primary.instance.apply_rule(Epoch(4), &primary.alone(), LIMIT).await.unwrap();
     let ancestry = primary.until("knows its ancestors", |f| f.timeline == Some(Timeline(4)) && !f.ancestry.is_empty()).await.ancestry;
-    let upstream = ancestry.into_iter().map(|(timeline, _)| timeline).chain([Timeline(4)]).collect();
-    (primary, standby, Descent { own, upstream })
+    (primary, standby, Descent { own, upstream: Timeline(4), ancestry })
 }
 
 /// A step that is broken off as soon as `broken` holds, which must be before its end.
@@ -70,6 +70,35 @@ async fn break_off<T>(mut step: std::pin::Pin<Box<impl Future<Output = T>>>, bro
         Poll::Pending
     })
     .await;
+}
+
+/// Each round trip that the first confirmation takes keeps clients waiting after a change of primary.
+#[tokio::test]
+async fn a_detached_standby_streams_the_next_timeline_at_once() {
+    let primary = Server::primary(1).await;
+    write(&primary, "a").await;
+    let standby = Server::standby(2, &primary).await;
+    until_reads(&standby, "a").await;
+    primary.instance.stop(LIMIT).await.unwrap();
+    standby.instance.detach(LIMIT).await.unwrap();
+    let own = standby.until("has its end", |f| f.position.is_some()).await.timeline.unwrap();
+    primary.instance.start_detached(None).await.unwrap();
+    primary.instance.promote(Epoch(3), own.next(), &primary.alone(), LIMIT).await.unwrap();
+    primary.instance.apply_rule(Epoch(3), &primary.alone(), LIMIT).await.unwrap();
+    let ancestry = primary.until("knows its ancestors", |f| f.timeline == Some(own.next()) && !f.ancestry.is_empty()).await.ancestry;
+    let left = ancestry.last().unwrap().1;
+    // Told of a fork before its own end, it leaves the decision to the primary's server.
+    let early = Descent { own, upstream: own.next(), ancestry: vec![(own, Lsn(left.0 - 1))] };
+    standby.instance.follow(Upstream { port: free_port(), ..primary.upstream(3) }, None, Some(&early)).await.unwrap();
+    let history = standby.dir.path().join("pgdata/pg_wal").join(own.next().history_file());
+    assert!(!history.exists());
+    standby.instance.detach(LIMIT).await.unwrap();
+    standby.instance.follow(primary.upstream(3), None, Some(&Descent { ancestry, ..early })).await.unwrap();
+    write(&primary, "b").await;
+    until_reads(&standby, "a b").await;
+    let log = standby.log();
+    let begun = log.rfind(" started streaming WAL").map(|at| log[at..].lines().next().unwrap_or_default());
+    assert!(begun.is_some_and(|line| line.ends_with(&format!("on timeline {}", own.next()))), "{log}");
 }
 
 #[tokio::test]
