@@ -147,7 +147,7 @@ impl Shared {
             }
         }
         for pool in self.all_pools() {
-            pool.prune(|server| !covers(&topology, &server.link));
+            pool.prune(|server| !covers(&topology, &server.link) || is_done(&topology, &server.link));
         }
     }
 
@@ -291,6 +291,11 @@ impl Shared {
             pools,
         }
     }
+}
+
+/// Of no use any more, once it is idle: nothing new begins on a primary that drains, and the fewer servers it has the sooner it has shut down.
+fn is_done(topology: &Topology, link: &Link) -> bool {
+    link.to_primary && matches!(topology.write, WriteGate::Draining { .. })
 }
 
 /// Whether `link` may go on under `topology` (INV-11).

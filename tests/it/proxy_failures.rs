@@ -337,8 +337,12 @@ async fn a_drain_lets_transactions_end_and_cancels_the_rest_at_its_deadline() {
     let drain = async {
         eventually("three are in flight", || front.handle.stats().in_flight == 3).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
+        new.simple_query("select 1").await.expect("opens another server");
+        let idle = || front.handle.stats().pools.iter().filter(|pool| pool.node == PRIMARY).map(|pool| pool.idle).sum::<u32>();
+        eventually("one is idle", || idle() >= 1).await;
         front.publish(|topology| topology.write = WriteGate::Draining { primary: PRIMARY, epoch: topology.epoch }).await;
         let revision = front.topology.borrow().revision;
+        eventually("an idle server is in the way of a shutdown only", || idle() == 0).await;
         let insert = new.simple_query("insert into t values (9)");
         let rest = async {
             eventually("a new transaction waits", || front.handle.stats().waiting == 1).await;
