@@ -186,7 +186,7 @@ fn lose_power_and_return<'a>(i: &mut Injected<'a>, targets: &[Target<'a>], pause
 
 /// What it shows from then on others decide without, and the last of them does not even have it: nobody may be shown it.
 fn lose_what_a_standby_shows(i: &mut Injected<'_>) -> Result<()> {
-    const READ: Duration = Duration::from_secs(3);
+    const READ: Duration = Duration::from_secs(4);
     let (target, ctx) = (i.target(), i.ctx);
     let primary = ctx.cluster.primary().context("there is no primary at this moment")?;
     let (primaries, others): (Vec<_>, Vec<_>) = i.others(target).into_iter().partition(|t| t.name() == primary);

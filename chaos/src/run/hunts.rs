@@ -72,7 +72,8 @@ const NODE_STOPPED: &[Entry] = &[("stop-node", Phase::Steady), ("stop-node", Pha
 /// Its WAL goes out, and no confirmation comes in.
 const DEAF: &[Entry] = &[("deaf-primary", Phase::Steady)];
 /// It holds what nobody else got, and knows nothing of those who decide without it.
-const UNCONFIRMED: &[Entry] = &[("unheard-standby-and-postmaster-killed", Phase::Steady)];
+const UNCONFIRMED: &[Entry] =
+    &[("unheard-standby-and-postmaster-killed", Phase::Steady), ("unheard-standby-and-postmaster-killed", Phase::Steady)];
 /// Commits are in flight each time, and some have reached a standby.
 const KILLED: &[Entry] = &[("kill-postmaster", Phase::Steady), ("kill-postmaster", Phase::Steady), ("kill-postmaster", Phase::Steady)];
 /// The standbys hold different amounts of what was acknowledged.
