@@ -22,7 +22,7 @@ const CALM_TICK: Duration = Duration::from_millis(500);
 /// An answer that takes longer is unknown; the next decision looks again.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The Raft leadership is moved once all has been well for this long, and no oftener.
-const TRANSFER_AFTER: Duration = Duration::from_secs(5);
+const TRANSFER_AFTER: Duration = Duration::from_secs(2);
 const TRANSFER_PAUSE: Duration = Duration::from_secs(30);
 /// Whoever was silent for longer is not handed it.
 const FRESH: Duration = Duration::from_secs(1);

@@ -51,11 +51,12 @@ impl By {
 const MILD: &[Entry] = &[("kill-standby-postmaster", Phase::Steady)];
 const ISOLATED: &[Entry] = &[("isolate-primary", Phase::Steady)];
 const ALL_LOSE_POWER: &[Entry] = &[("everybody-loses-power", Phase::Steady)];
-/// What was agreed a moment ago is what a log that waits for no disk forgets.
-const POWER_LOST_IN_PROMOTION: &[Entry] = &[
-    ("everybody-loses-power", Phase::Promotion),
-    ("everybody-loses-power", Phase::Promotion),
-    ("everybody-loses-power", Phase::Promotion),
+/// What was agreed a moment ago is what a log that waits for no disk forgets; who did not lose its power still knows it.
+const POWER_LOST: &[Entry] = &[
+    ("power-loss-standby", Phase::Steady),
+    ("power-loss-standby", Phase::Steady),
+    ("power-loss-standby", Phase::Steady),
+    ("power-loss-standby", Phase::Steady),
 ];
 /// Timelines are claimed for promotions that do not last: the next number is not the claimed one. It is where the candidate dies before
 /// its Postgres has begun the timeline, which not every attempt hits.
@@ -96,10 +97,7 @@ pub fn hunt(bug: &str) -> Hunt {
     let hidden = |why| Hunt { hidden: Some(why), ..with(HUNT) };
     match bug {
         "fsync-off" => Hunt { by: By::DataOr(AWAY), ..with(ALL_LOSE_POWER) },
-        "log-not-synced" => Hunt {
-            hidden: Some("all must lose power within the half second by which sled writes behind; the store's own tests cut it there"),
-            ..with(POWER_LOST_IN_PROMOTION)
-        },
+        "log-not-synced" => Hunt { by: By::Only(&["panics"]), ..with(POWER_LOST) },
         "commit-local" | "narrow-rule-early" | "unknown-said-done" => with(ISOLATED),
         // A rule that is never in force keeps a cluster from being whole at all.
         "names-emptied" => Hunt { by: By::DataOr(&[START]), ..with(ISOLATED) },
@@ -155,7 +153,7 @@ mod tests {
             MILD,
             ISOLATED,
             ALL_LOSE_POWER,
-            POWER_LOST_IN_PROMOTION,
+            POWER_LOST,
             SWITCHOVER,
             NODE_STOPPED,
             DEAF,
