@@ -19,7 +19,7 @@ pub(super) fn successor(snapshot: &Snapshot) -> Result<NodeId, String> {
     })
 }
 
-/// Highest priority, then confirming commits, then having replayed nearly all, then nearest to the primary: that one will be the first to
+/// Highest priority, then confirming commits, then having replayed nearly all, or the most, then nearest to the primary: that one will be the first to
 /// confirm what its successor writes.
 fn rank(snapshot: &Snapshot, node: NodeId) -> impl Ord {
     let state = &snapshot.state;
@@ -30,7 +30,7 @@ fn rank(snapshot: &Snapshot, node: NodeId) -> impl Ord {
     let confirms = state.rules.last().is_some_and(|rule| rule.standbys.contains(&node));
     let keeps_up = replayed.zip(end).is_some_and(|(at, end)| at.behind(end) <= state.settings.max_lag_bytes);
     let away = primary.and_then(|o| o.round_trips.get(&node)).copied().unwrap_or(u32::MAX);
-    (priority, confirms, keeps_up, Reverse(away), Reverse(node))
+    (priority, confirms, keeps_up, replayed.filter(|_| !keeps_up), Reverse(away), Reverse(node))
 }
 
 /// Why `node` cannot take over, if so.

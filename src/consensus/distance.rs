@@ -12,8 +12,9 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 const EVERY: Duration = Duration::from_secs(5);
-/// Whoever is further away is not measured.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Without an answer in time.
+const FAR_MS: u32 = 1_000;
 /// The quickest of so many answers counts: what is busy only ever adds to a round trip.
 const KEPT: usize = 6;
 /// A change of less, or of less than a quarter, is not told to anybody.
@@ -29,11 +30,13 @@ pub async fn run(shared: Arc<Shared>) -> String {
         let reached: Vec<NodeId> = shared.reach.borrow().iter().filter(|(_, reach)| reach.state.is_ok()).map(|(node, _)| *node).collect();
         answers.retain(|node, _| reached.contains(node));
         for node in reached {
-            if let Some(took) = ask(&shared, node).await {
-                let known = answers.entry(node).or_default();
-                known.truncate(KEPT - 1);
-                known.push_front(took);
+            if !answers.contains_key(&node) {
+                // The first one makes the connection.
+                ask(&shared, node).await;
             }
+            let known = answers.entry(node).or_default();
+            known.truncate(KEPT - 1);
+            known.push_front(ask(&shared, node).await.unwrap_or(FAR_MS));
         }
         let nearest = answers.iter().filter_map(|(node, took)| Some((*node, *took.iter().min()?))).collect();
         shared.round_trips.send_if_modified(|known| {

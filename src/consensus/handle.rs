@@ -339,6 +339,9 @@ impl Handle {
         let not_sent = |why: String| ProposeError::NotSent(why);
         let raft = self.shared.raft().filter(|raft| raft.is_leader());
         let (raft, status) = raft.zip(self.status()).ok_or_else(|| not_sent("this node does not lead".to_owned()))?;
+        if !status.voters.contains(&to) {
+            return Err(not_sent(format!("member {to} does not vote")));
+        }
         let (holds, last) = (status.matched.get(&to).copied().flatten().unwrap_or_default(), status.last_log_index.unwrap_or_default());
         if holds + HAND_OVER_LAG < last {
             return Err(not_sent(format!("member {to} holds the log up to {holds} of {last}")));

@@ -91,19 +91,24 @@ impl Instance {
         if session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("t") {
             return Err(Error::NotStandby);
         }
-        if let Some(descent) = descent {
-            self.foretell(descent).await?;
+        if let Some(descent) = descent
+            && let Err(error) = self.foretell(descent).await
+        {
+            tracing::debug!(%error, "the next timeline was not foretold");
         }
         self.retune(|intent| intent.upstream = Some(upstream)).await?;
         self.reload().await
     }
 
-    /// Spares the primary's first commits several round trips. Only where nothing can come in any more, and what came in ends where the
-    /// upstream's timeline begins at the latest: a server that goes over to a timeline asks nobody whether it may.
+    /// Spares the primary's first commits several round trips. Only where nothing can come in any more, and what came in ends exactly where
+    /// the upstream's timeline begins: a server that goes over to a timeline asks nobody whether it may, and one that is promoted then writes
+    /// in its own history that it left that timeline where its WAL ends.
     async fn foretell(&self, descent: &Descent) -> Result<(), Error> {
         let Some(left) = descent.left_at().filter(|_| self.following().is_none()) else { return Ok(()) };
+        // What a broken-off step left in the files must not let one connect meanwhile.
+        self.retune(|_| {}).await?;
         // None while a walreceiver runs.
-        if self.flushed_end().await?.is_some_and(|end| end.timeline == descent.own && end.lsn <= left) {
+        if self.flushed_end().await?.is_some_and(|end| end.timeline == descent.own && end.lsn == left) {
             let (wal, run_as, descent) = (self.layout.wal(), self.run_as.clone(), descent.clone());
             blocking(move || history::foretell(&wal, &descent, &run_as)).await?;
             // It looks only where it has nobody to ask for WAL: before it is told whom to follow.

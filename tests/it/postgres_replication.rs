@@ -74,7 +74,7 @@ async fn break_off<T>(mut step: std::pin::Pin<Box<impl Future<Output = T>>>, bro
 
 /// Each round trip that the first confirmation takes keeps clients waiting after a change of primary.
 #[tokio::test]
-async fn a_detached_standby_streams_the_next_timeline_at_once() {
+async fn a_detached_standby_is_told_of_the_timeline_that_begins_where_its_own_wal_ends() {
     let primary = Server::primary(1).await;
     write(&primary, "a").await;
     let standby = Server::standby(2, &primary).await;
@@ -87,13 +87,19 @@ async fn a_detached_standby_streams_the_next_timeline_at_once() {
     primary.instance.apply_rule(Epoch(3), &primary.alone(), LIMIT).await.unwrap();
     let ancestry = primary.until("knows its ancestors", |f| f.timeline == Some(own.next()) && !f.ancestry.is_empty()).await.ancestry;
     let left = ancestry.last().unwrap().1;
-    // Told of a fork before its own end, it leaves the decision to the primary's server.
-    let early = Descent { own, upstream: own.next(), ancestry: vec![(own, Lsn(left.0 - 1))] };
-    standby.instance.follow(Upstream { port: free_port(), ..primary.upstream(3) }, None, Some(&early)).await.unwrap();
     let history = standby.dir.path().join("pgdata/pg_wal").join(own.next().history_file());
-    assert!(!history.exists());
-    standby.instance.detach(LIMIT).await.unwrap();
-    standby.instance.follow(primary.upstream(3), None, Some(&Descent { ancestry, ..early })).await.unwrap();
+    let unreachable = Upstream { port: free_port(), ..primary.upstream(3) };
+    for elsewhere in [left.0 - 1, left.0 + 8] {
+        let descent = Descent { own, upstream: own.next(), ancestry: vec![(own, Lsn(elsewhere))] };
+        standby.instance.follow(unreachable.clone(), None, Some(&descent)).await.unwrap();
+        assert!(!history.exists(), "whether it may go over there is for the primary's server to say");
+        standby.instance.detach(LIMIT).await.unwrap();
+    }
+    let descent = Descent { own, upstream: own.next(), ancestry };
+    standby.instance.follow(unreachable, None, Some(&descent)).await.unwrap();
+    assert!(std::fs::read_to_string(&history).unwrap().ends_with("told by the primary\n"));
+    until("it is the target, from nobody", || async { standby.log().contains(&format!("new target timeline is {}", own.next())) }).await;
+    standby.instance.follow(primary.upstream(3), None, Some(&descent)).await.unwrap();
     write(&primary, "b").await;
     until_reads(&standby, "a b").await;
     let log = standby.log();

@@ -42,6 +42,8 @@ async fn a_member_from_the_past_catches_up_and_can_be_handed_the_leadership() {
     copy(old.path(), &store);
     cluster.start(past).await;
     cluster.sites[past].until(|s| super::priority(s) == 19).await;
+    eventually("its leader knows it", || handle.status().is_some_and(|s| s.matched.get(&node).copied().flatten() == s.last_log_index))
+        .await;
     handle.transfer_leader(node).await.unwrap();
     eventually("handed over", || cluster.running().all(|(_, h)| h.leadership().borrow().leader == Some(node))).await;
     write(&cluster.sites[leader].handle(), 20).await;
