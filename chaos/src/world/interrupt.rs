@@ -65,6 +65,8 @@ async fn listen(token: &CancellationToken, installed: &std::sync::mpsc::SyncSend
         if token.is_cancelled() {
             eprintln!("interrupted again: taking the world down");
             Manifest::undo_own();
+            // Whoever woke up meanwhile may take the same world down.
+            let _last_word = Manifest::last_word();
             std::process::exit(INTERRUPTED);
         }
         eprintln!("interrupted: ending in good order; once more ends at once");

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Where worlds on this machine are found.
@@ -24,6 +25,8 @@ const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
 const ABORT_DEADLINE: Duration = Duration::from_secs(2);
 /// A process that was killed is gone within this, unless its disk hangs.
 const DEATH_DEADLINE: Duration = Duration::from_secs(3);
+/// See [`Manifest::last_word`].
+static ABORTING: Mutex<()> = Mutex::new(());
 
 /// What can be left behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +96,11 @@ impl Manifest {
                 eprintln!("world: {error:#}");
             }
         }
+    }
+
+    /// What nobody may be in the middle of when the process ends: a control file system would stay mounted. Held until then.
+    pub fn last_word() -> MutexGuard<'static, ()> {
+        ABORTING.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Folders of all worlds that were not taken down, of living owners and dead ones.
@@ -210,6 +218,7 @@ impl Manifest {
     }
 
     fn abort_disks(&self) {
+        let _one_at_a_time = Manifest::last_word();
         let control = self.dir.join("fusectl");
         let mounted = fs::create_dir_all(&control).is_ok()
             && rustix::mount::mount("fusectl", &control, "fusectl", rustix::mount::MountFlags::empty(), None).is_ok();
