@@ -66,8 +66,8 @@ impl Timing {
             backoff: "50ms 100ms 200ms ...500ms".to_owned(),
             // A restarted leader has an older state in memory until it has replayed; let it win an election first.
             enable_leader_restore: Some(false),
-            // A member whose store was put back in time lacks what the leader takes it to hold: without this it is never told again, and a
-            // leader that hands over to it waits for ever, and takes no proposals meanwhile.
+            // A member whose store was put back in time lacks what the leader takes it to hold: without this its leader never sends it
+            // that again, and where it hands over to such a member it takes no proposals until somebody else is elected.
             allow_log_reversion: Some(true),
             ..openraft::Config::default()
         };

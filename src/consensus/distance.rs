@@ -1,10 +1,9 @@
 //! How far away each member is. A hint for who should lead and who should take over, since the nearest keeps clients waiting least; nothing
 //! safe rests on it.
 
+use super::formation;
 use super::network::timed;
 use super::node::Shared;
-use super::raft::FORMAT;
-use crate::proto::v1;
 use crate::types::NodeId;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -53,14 +52,8 @@ pub async fn run(shared: Arc<Shared>) -> String {
 async fn ask(shared: &Shared, node: NodeId) -> Option<u32> {
     let peer = shared.address_of(node)?;
     let mut client = shared.links.get(&peer.name, &peer.address).ok()?.general();
-    let message = v1::HelloRequest {
-        cluster: shared.config.cluster.clone(),
-        name: shared.config.member.name.to_string(),
-        node_id: shared.identity.get().map_or(0, |me| me.node.0),
-        format: u32::from(FORMAT),
-    };
     let begun = shared.config.clock.now();
-    timeout(ANSWER_TIMEOUT, client.hello(timed(message, ANSWER_TIMEOUT))).await.ok()?.ok()?;
+    timeout(ANSWER_TIMEOUT, client.hello(timed(formation::greeting(shared), ANSWER_TIMEOUT))).await.ok()?.ok()?;
     u32::try_from(shared.config.clock.now().since(begun).as_millis()).ok()
 }
 

@@ -119,16 +119,20 @@ fn next_step(shared: &Shared, answers: &Answers, lowest: bool) -> Step {
     }
 }
 
+/// Who asks.
+pub fn greeting(shared: &Shared) -> v1::HelloRequest {
+    v1::HelloRequest {
+        cluster: shared.config.cluster.clone(),
+        name: shared.config.member.name.to_string(),
+        node_id: shared.identity.get().map_or(0, |me| me.node.0),
+        format: u32::from(FORMAT),
+    }
+}
+
 async fn ask_all(shared: &Shared, others: &[Peer]) -> Answers {
     let ask = async |peer: &Peer| {
-        let message = v1::HelloRequest {
-            cluster: shared.config.cluster.clone(),
-            name: shared.config.member.name.to_string(),
-            node_id: shared.identity.get().map_or(0, |me| me.node.0),
-            format: u32::from(FORMAT),
-        };
         let mut client = shared.links.get(&peer.name, &peer.address)?.general();
-        match timeout(HELLO_TIMEOUT, client.hello(timed(message, HELLO_TIMEOUT))).await {
+        match timeout(HELLO_TIMEOUT, client.hello(timed(greeting(shared), HELLO_TIMEOUT))).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) => Err(classify_status(&status)),
             Err(_) => Err(Failure::TimedOut),

@@ -2,6 +2,7 @@
 
 use super::{Cluster, eventually, write};
 use std::path::Path;
+use trilithon::consensus::Handle;
 use trilithon::types::NodeId;
 
 /// Copies the files of `from`, and of its directories, to `to`.
@@ -15,6 +16,12 @@ fn copy(from: &Path, to: &Path) {
             false => drop(std::fs::copy(entry.path(), to).unwrap()),
         }
     }
+}
+
+/// Until the leader knows that `node` holds all of its log.
+async fn until_level(leader: &Handle, node: NodeId) {
+    let is_level = || leader.status().is_some_and(|s| s.matched.get(&node).copied().flatten() == s.last_log_index);
+    eventually("it holds all that its leader has", is_level).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -33,17 +40,13 @@ async fn a_member_from_the_past_catches_up_and_can_be_handed_the_leadership() {
         write(&cluster.sites[leader].handle(), round).await;
     }
     let handle = cluster.sites[leader].handle();
-    eventually("it holds all that its leader has", || {
-        handle.status().is_some_and(|s| s.matched.get(&node).copied().flatten() == s.last_log_index)
-    })
-    .await;
+    until_level(&handle, node).await;
     cluster.sites[past].kill().await;
     std::fs::remove_dir_all(&store).unwrap();
     copy(old.path(), &store);
     cluster.start(past).await;
     cluster.sites[past].until(|s| super::priority(s) == 19).await;
-    eventually("its leader knows it", || handle.status().is_some_and(|s| s.matched.get(&node).copied().flatten() == s.last_log_index))
-        .await;
+    until_level(&handle, node).await;
     handle.transfer_leader(node).await.unwrap();
     eventually("handed over", || cluster.running().all(|(_, h)| h.leadership().borrow().leader == Some(node))).await;
     write(&cluster.sites[leader].handle(), 20).await;
