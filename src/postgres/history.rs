@@ -113,9 +113,21 @@ pub(super) fn foretell(wal: &Path, descent: &Descent, run_as: &RunAs) -> Result<
 /// that had, would have them as its own.
 pub(super) fn strays(wal: &Path, descent: &Descent) -> Result<Vec<PathBuf>, Error> {
     let upstreams = descent.upstreams();
-    let strange = |number: u32| number > descent.own.0 && !upstreams.contains(&Timeline(number));
-    let real = histories(wal)?.into_iter().filter(|(number, _, text)| strange(*number) && !text.starts_with(PLACEHOLDER));
-    Ok(real.map(|(_, path, _)| path).collect())
+    let later = later_than(wal, descent.own)?.into_iter();
+    Ok(later.filter(|(number, ..)| !upstreams.contains(&Timeline(*number))).map(|(_, path, _)| path).collect())
+}
+
+/// Histories of later timelines that do not begin at `end`, where the own one ends here. Nothing was received on them, and a server that
+/// aims at one writes, once it is promoted, into its own history what that one says of positions that nothing here has reached.
+pub(super) fn unreached(wal: &Path, own: Timeline, end: Lsn) -> Result<Vec<PathBuf>, Error> {
+    let begins_here = |text: &str| text.lines().filter_map(parse_line).next_back() == Some((own, end));
+    Ok(later_than(wal, own)?.into_iter().filter(|(.., text)| !begins_here(text)).map(|(_, path, _)| path).collect())
+}
+
+/// Number, path and text of the real ones above `own`.
+pub(super) fn later_than(wal: &Path, own: Timeline) -> Result<Vec<(u32, PathBuf, String)>, Error> {
+    let later = |(number, _, text): &(u32, PathBuf, String)| *number > own.0 && !text.starts_with(PLACEHOLDER);
+    Ok(histories(wal)?.into_iter().filter(later).collect())
 }
 
 pub(super) fn forget(wal: &Path, files: &[PathBuf]) -> Result<(), Error> {
@@ -205,6 +217,24 @@ mod tests {
         assert_eq!(found, [5, 7].map(|n| dir.path().join(Timeline(n).history_file())), "not 3, which is older, nor 6, which is nobody's");
         forget(dir.path(), &found).unwrap();
         assert_eq!(strays(dir.path(), &descent).unwrap(), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn a_later_history_is_reached_only_where_it_begins_at_the_own_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = "1\t0/1\tx\n4\t0/20\tx\n";
+        let texts = [(3, "1\t0/1\tx\n"), (4, "1\t0/1\tx\n"), (5, own), (6, PLACEHOLDER), (7, "1\t0/1\tx\n4\t0/20\tx\n5\t0/30\tx\n")];
+        for (number, text) in texts {
+            std::fs::write(dir.path().join(Timeline(number).history_file()), text).unwrap();
+        }
+        let unreached = |end| {
+            let mut found = unreached(dir.path(), Timeline(4), Lsn(end)).unwrap();
+            found.sort();
+            found
+        };
+        let [fifth, seventh] = [5, 7].map(|n| dir.path().join(Timeline(n).history_file()));
+        assert_eq!(unreached(0x20), [seventh.clone()], "the fifth begins where the WAL ends");
+        assert_eq!(unreached(0x1F), [fifth, seventh]);
     }
 
     #[test]

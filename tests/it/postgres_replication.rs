@@ -5,6 +5,7 @@ use crate::ports::free_port;
 use crate::postgres_rig::{LIMIT, Server, processes_below, try_sql, until};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use trilithon::ha::{PostgresState, Role};
@@ -40,8 +41,17 @@ async fn a_copy_streams_and_its_slot_waits_on_the_primary() {
     assert_eq!(standby.facts().await.role, Some(Role::Standby));
 }
 
-/// A primary of timeline 4, and a standby that fetched the history of a candidate that was lost, timeline 3, before anything was received from it.
-async fn one_that_aims_at_a_lost_timeline() -> (Server, Server, Descent) {
+/// A stopped primary becomes one of `timeline`; its ancestors.
+async fn begin_timeline(primary: &Server, timeline: Timeline) -> Vec<(Timeline, Lsn)> {
+    let epoch = Epoch(u64::from(timeline.0));
+    primary.instance.start_detached(None).await.unwrap();
+    primary.instance.promote(epoch, timeline, &primary.alone(), LIMIT).await.unwrap();
+    primary.instance.apply_rule(epoch, &primary.alone(), LIMIT).await.unwrap();
+    primary.until("knows its ancestors", |f| f.timeline == Some(timeline) && !f.ancestry.is_empty()).await.ancestry
+}
+
+/// A stopped primary, and a sealed standby of it; the timeline and the end of its WAL.
+async fn one_that_was_left() -> (Server, Server, Timeline, Lsn) {
     let primary = Server::primary(1).await;
     write(&primary, "a").await;
     let standby = Server::standby(2, &primary).await;
@@ -49,15 +59,51 @@ async fn one_that_aims_at_a_lost_timeline() -> (Server, Server, Descent) {
     primary.instance.stop(LIMIT).await.unwrap();
     standby.instance.detach(LIMIT).await.unwrap();
     let sealed = standby.until("has its end", |f| f.position.is_some()).await;
-    let (own, end) = (sealed.timeline.unwrap(), sealed.position.unwrap().lsn);
-    let lost = standby.dir.path().join("pgdata/pg_wal").join(Timeline(3).history_file());
-    std::fs::write(&lost, format!("{}\t{end}\tno recovery target specified\n", own.0)).unwrap();
+    (primary, standby, sealed.timeline.unwrap(), sealed.position.unwrap().lsn)
+}
+
+fn history_of(server: &Server, timeline: Timeline) -> PathBuf {
+    server.instance.pgdata().join("pg_wal").join(timeline.history_file())
+}
+
+/// It fetched the history of timeline 3, and nothing of that: it begins on the standby's `own` at `fork`.
+async fn aim_at_a_lost_timeline(standby: &Server, own: Timeline, fork: Lsn) -> PathBuf {
+    let lost = history_of(standby, Timeline(3));
+    let before = std::fs::read_to_string(history_of(standby, own)).unwrap();
+    std::fs::write(&lost, format!("{before}{own}\t{fork}\tno recovery target specified\n")).unwrap();
     until("the lost timeline is its target", || async { standby.log().contains("new target timeline is 3") }).await;
-    primary.instance.start_detached(None).await.unwrap();
-    primary.instance.promote(Epoch(4), Timeline(4), &primary.alone(), LIMIT).await.unwrap();
-    primary.instance.apply_rule(Epoch(4), &primary.alone(), LIMIT).await.unwrap();
-    let ancestry = primary.until("knows its ancestors", |f| f.timeline == Some(Timeline(4)) && !f.ancestry.is_empty()).await.ancestry;
+    lost
+}
+
+/// A primary of timeline 4, and a standby that fetched the history of a candidate that was lost, timeline 3, before anything was received from it.
+async fn one_that_aims_at_a_lost_timeline() -> (Server, Server, Descent) {
+    let (primary, standby, own, end) = one_that_was_left().await;
+    aim_at_a_lost_timeline(&standby, own, end).await;
+    let ancestry = begin_timeline(&primary, Timeline(4)).await;
     (primary, standby, Descent { own, upstream: Timeline(4), ancestry })
+}
+
+/// INV-8: by the history of its timeline the others judge whether they fit.
+#[tokio::test]
+async fn a_promotion_tells_of_no_fork_that_its_own_wal_never_came_to() {
+    let (_primary, standby, own, end) = one_that_was_left().await;
+    let lost = aim_at_a_lost_timeline(&standby, own, Lsn(end.0 + 0x1000)).await;
+    standby.instance.promote(Epoch(4), Timeline(4), &standby.alone(), LIMIT).await.unwrap();
+    let told = standby.until("knows its ancestors", |f| f.timeline == Some(Timeline(4)) && !f.ancestry.is_empty()).await;
+    assert_eq!(told.ancestry.last(), Some(&(own, end)));
+    let placeholder = std::fs::read_to_string(lost).unwrap();
+    assert!(placeholder.starts_with('#'), "its number was claimed, and nothing lasts of it: {placeholder}");
+}
+
+#[tokio::test]
+async fn a_promotion_begins_at_once_where_the_aim_begins_at_the_own_end() {
+    let (_primary, standby, own, end) = one_that_was_left().await;
+    aim_at_a_lost_timeline(&standby, own, end).await;
+    let pid = standby.pid();
+    standby.instance.promote(Epoch(4), Timeline(4), &standby.alone(), LIMIT).await.unwrap();
+    let told = standby.until("knows its ancestors", |f| f.timeline == Some(Timeline(4)) && !f.ancestry.is_empty()).await;
+    assert!(told.ancestry.ends_with(&[(own, end), (Timeline(3), end)]), "{:?}", told.ancestry);
+    assert_eq!(standby.pid(), pid);
 }
 
 /// A step that is broken off as soon as `broken` holds, which must be before its end.
@@ -75,19 +121,10 @@ async fn break_off<T>(mut step: std::pin::Pin<Box<impl Future<Output = T>>>, bro
 /// Each round trip that the first confirmation takes keeps clients waiting after a change of primary.
 #[tokio::test]
 async fn a_detached_standby_is_told_of_the_timeline_that_begins_where_its_own_wal_ends() {
-    let primary = Server::primary(1).await;
-    write(&primary, "a").await;
-    let standby = Server::standby(2, &primary).await;
-    until_reads(&standby, "a").await;
-    primary.instance.stop(LIMIT).await.unwrap();
-    standby.instance.detach(LIMIT).await.unwrap();
-    let own = standby.until("has its end", |f| f.position.is_some()).await.timeline.unwrap();
-    primary.instance.start_detached(None).await.unwrap();
-    primary.instance.promote(Epoch(3), own.next(), &primary.alone(), LIMIT).await.unwrap();
-    primary.instance.apply_rule(Epoch(3), &primary.alone(), LIMIT).await.unwrap();
-    let ancestry = primary.until("knows its ancestors", |f| f.timeline == Some(own.next()) && !f.ancestry.is_empty()).await.ancestry;
+    let (primary, standby, own, _) = one_that_was_left().await;
+    let ancestry = begin_timeline(&primary, own.next()).await;
     let left = ancestry.last().unwrap().1;
-    let history = standby.dir.path().join("pgdata/pg_wal").join(own.next().history_file());
+    let history = history_of(&standby, own.next());
     let unreachable = Upstream { port: free_port(), ..primary.upstream(3) };
     for elsewhere in [left.0 - 1, left.0 + 8] {
         let descent = Descent { own, upstream: own.next(), ancestry: vec![(own, Lsn(elsewhere))] };
@@ -122,7 +159,7 @@ async fn a_standby_whose_target_was_lost_follows_the_one_that_lasted() {
 #[tokio::test]
 async fn a_standby_that_was_stopped_to_forget_a_lost_target_forgets_it_in_the_next_step() {
     let (primary, standby, descent) = one_that_aims_at_a_lost_timeline().await;
-    let lost = standby.dir.path().join("pgdata/pg_wal").join(Timeline(3).history_file());
+    let lost = history_of(&standby, Timeline(3));
     let pidfile = standby.instance.pgdata().join("postmaster.pid");
     break_off(Box::pin(standby.instance.follow(primary.upstream(4), None, Some(&descent))), || !pidfile.exists()).await;
     let stopped = standby.until_state(PostgresState::Stopped).await;
@@ -157,8 +194,7 @@ async fn a_primary_whose_promotion_nobody_saw_to_its_end_tells_the_histories_all
     server.instance.demote().await.unwrap();
     server.instance.start_detached(None).await.unwrap();
     server.instance.promote(Epoch(5), Timeline(5), &server.alone(), LIMIT).await.unwrap();
-    let history = |n| server.instance.pgdata().join("pg_wal").join(Timeline(n).history_file());
-    let files = [2, 3, 4].map(history);
+    let files = [2, 3, 4].map(|n| history_of(&server, Timeline(n)));
     for file in &files {
         std::fs::remove_file(file).unwrap();
     }
@@ -249,7 +285,7 @@ async fn a_promotion_skips_claimed_timelines_and_others_follow_across_the_gap() 
 #[tokio::test]
 async fn a_promotion_that_was_broken_off_is_not_begun_again_onto_another_number() {
     let (_old, winner, _third) = two_that_lost_their_primary().await;
-    let begun = winner.instance.pgdata().join("pg_wal").join(Timeline(4).history_file());
+    let begun = history_of(&winner, Timeline(4));
     std::fs::write(&begun, "1\t0/3000000\tno recovery target specified\n").unwrap();
     let end = winner.facts().await.position;
     let again = winner.instance.promote(Epoch(4), Timeline(4), &winner.alone(), LIMIT).await.unwrap_err();
