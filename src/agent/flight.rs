@@ -14,9 +14,6 @@ use tokio::task::JoinSet;
 /// An elected candidate that failed this often to start or to promote leaves the place to another.
 const PROMOTION_TRIES: u32 = 5;
 
-/// A directory that is still astray after this many rewinds is copied.
-const REWIND_TRIES: u32 = 3;
-
 /// The step that is being carried out.
 pub(super) struct Flight {
     pub action: Action,
@@ -152,15 +149,7 @@ impl Loop {
             }
             (Action::Rewind { .. }, _) => {
                 self.memory.following = None;
-                let (of, done) = self.memory.rewinds;
-                self.memory.rewinds = (epoch, if of == epoch { done + 1 } else { 1 });
-                // pg_rewind finds nothing to do where pg_control has not heard yet of the timeline that the WAL has gone to.
-                let helped = self.memory.rewinds.1 < REWIND_TRIES;
-                // An administrator's word stands: it may have come while this ran.
-                self.memory.needs_clone = self.memory.needs_clone.take().filter(|need| need.epoch.is_none());
-                if !helped {
-                    self.memory.need_clone("rewinding it has not brought it back".to_owned(), epoch);
-                }
+                self.memory.rewound(epoch);
             }
             (Action::ApplyRule { epoch, rule }, _) => self.memory.settled = Some((epoch, rule)),
             (Action::Prepare { request }, _) => self.memory.prepared = Some(request),

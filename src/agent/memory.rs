@@ -28,6 +28,9 @@ pub struct Memory {
     pub backoff: Backoff,
 }
 
+/// A directory that is still astray after this many rewinds is copied.
+const REWIND_TRIES: u32 = 3;
+
 /// A standby that has not streamed for so long is told again whom to follow.
 const FOLLOW_AGAIN: Duration = Duration::from_secs(10);
 
@@ -48,6 +51,18 @@ impl Memory {
     /// An election since, or this node's own promotion, makes the reason void; whatever still holds is found out again.
     pub fn review_clone(&mut self, epoch: Epoch, is_primary: bool) {
         self.needs_clone = self.needs_clone.take().filter(|need| !is_primary && need.epoch.is_none_or(|of| of == epoch));
+    }
+
+    /// A rewind for the primary of `epoch` came to its end.
+    pub fn rewound(&mut self, epoch: Epoch) {
+        let (of, done) = self.rewinds;
+        self.rewinds = (epoch, if of == epoch { done + 1 } else { 1 });
+        // An administrator's word stands: it may have come while this ran.
+        self.needs_clone = self.needs_clone.take().filter(|need| need.epoch.is_none());
+        // pg_rewind finds nothing to do where pg_control has not heard yet of the timeline that the WAL has gone to.
+        if self.rewinds.1 >= REWIND_TRIES {
+            self.need_clone("rewinding it has not brought it back".to_owned(), epoch);
+        }
     }
 
     /// The step that ought to have been enough, once more: what it did was lost, or the server took another timeline for the newest.
@@ -154,6 +169,25 @@ mod tests {
         assert_eq!(memory.needs_clone, ordered);
         memory.review_clone(Epoch(5), true);
         assert_eq!(memory.needs_clone, None, "the copy that won is no longer to be replaced");
+    }
+
+    #[test]
+    fn what_three_rewinds_for_one_primary_have_not_brought_back_is_copied() {
+        let mut memory = Memory::default();
+        memory.need_clone("the primary has not kept the WAL".to_owned(), Epoch(3));
+        for _ in 0..2 {
+            memory.rewound(Epoch(3));
+            assert_eq!(memory.needs_clone, None, "it may have been enough");
+        }
+        memory.rewound(Epoch(4));
+        assert_eq!(memory.needs_clone, None, "counted anew for another primary");
+        memory.rewound(Epoch(4));
+        memory.rewound(Epoch(4));
+        assert_eq!(memory.needs_clone.as_ref().and_then(|need| need.epoch), Some(Epoch(4)));
+        let ordered = Some(NeedsClone { why: "an administrator asked for it".to_owned(), epoch: None });
+        memory.needs_clone.clone_from(&ordered);
+        memory.rewound(Epoch(5));
+        assert_eq!(memory.needs_clone, ordered);
     }
 
     #[test]
