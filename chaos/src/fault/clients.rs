@@ -18,7 +18,7 @@ const fn fault(name: &'static str, about: &'static str, inject: super::kinds::In
 const DURING_CHANGES: &[Phase] = &[Phase::Steady, Phase::Election, Phase::Promotion, Phase::Drain];
 
 pub(super) const FAULTS: &[Fault] = &[
-    fault("connection-storm", "Thousands of clients connect to one proxy at once, log in and stay: more than it admits.", storm)
+    fault("connection-storm", "Ten thousand clients connect to one proxy at once, log in and stay: more than it admits.", storm)
         .hold(10, 30)
         .phases(DURING_CHANGES),
     fault("reconnect-herd", "Hundreds of clients lose their connections at the same instant and come back, again and again.", herd)
@@ -102,9 +102,9 @@ fn storm(i: &mut Injected<'_>) -> Result<()> {
     })?;
     let (inside, refused) = counting;
     let least = count as u64 * 9 / 10;
-    i.prove(format!("{least} clients answered"), move || {
+    i.prove(format!("{least} clients answered, some of them let in"), move || {
         let (inside, refused) = (inside.get(), refused.get());
-        (inside + refused >= least).then(|| format!("{inside} clients got in at {}, {refused} were refused", one.name()))
+        (inside > 0 && inside + refused >= least).then(|| format!("{inside} clients got in at {}, {refused} were refused", one.name()))
     });
     Ok(())
 }

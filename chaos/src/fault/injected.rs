@@ -36,7 +36,7 @@ pub struct Scale {
 
 impl Default for Scale {
     fn default() -> Scale {
-        Scale { connections: 2_000, wal_mb: 192 }
+        Scale { connections: 10_000, wal_mb: 192 }
     }
 }
 
