@@ -37,8 +37,8 @@ impl Flight {
             Action::Demote | Action::Stop | Action::InitDb => false,
             // INV-9: what it began cannot be called back; the lease is given back after its end has been seen.
             Action::Promote { .. } if matches!(wanted, Some(Action::ReleaseLease { .. })) => false,
-            // They stop the server by themselves where that must begin anew, and start it.
-            Action::Follow { .. } | Action::Promote { .. } if wanted == Some(&Action::StartDetached) => false,
+            // It stops the server by itself where that must begin anew, and starts it.
+            Action::Follow { .. } if wanted == Some(&Action::StartDetached) => false,
             other => wanted.is_some_and(|w| w != other),
         }
     }
@@ -169,21 +169,16 @@ impl Loop {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::SyncRule;
-    use crate::types::Timeline;
 
     #[test]
     fn a_standby_that_begins_anew_is_not_taken_for_one_that_somebody_stopped() {
         let flight = |action| Flight { action, epoch: Epoch(3), committed: Arc::default() };
         let follow = flight(Action::Follow { primary: NodeId(1), epoch: Epoch(3) });
-        let promote = flight(Action::Promote { epoch: Epoch(3), timeline: Timeline(3), rule: SyncRule::new(NodeId(2), [], 0) });
         let state = ClusterState::default();
         let ends = |wanted: Option<Action>| follow.is_overtaken(&state, NodeId(2), wanted.as_ref());
         assert!(!ends(Some(Action::StartDetached)) && !ends(None));
         assert!(!ends(Some(Action::Follow { primary: NodeId(1), epoch: Epoch(3) })));
         assert!(ends(Some(Action::Follow { primary: NodeId(3), epoch: Epoch(4) })), "another primary");
-        assert!(!promote.is_overtaken(&state, NodeId(2), Some(&Action::StartDetached)));
-        assert!(promote.is_overtaken(&state, NodeId(2), Some(&Action::Promise { epoch: Epoch(4) })));
         assert!(ends(Some(Action::Detach)) && ends(Some(Action::Promise { epoch: Epoch(4) })), "an election");
     }
 }

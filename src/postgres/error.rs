@@ -89,8 +89,6 @@ pub enum Error {
     WrongTimeline { claimed: Timeline, found: Timeline },
     #[error("a promotion onto the claimed timeline {claimed} was begun here before and broken off: another number must be claimed")]
     TimelineBegun { claimed: Timeline },
-    #[error("where the WAL of this standby ends is not proved yet")]
-    EndUnknown,
     #[error("only a fresh copy helps: {0}")]
     NeedsClone(String),
     #[error("{0} was not shut down cleanly: start it detached and stop it first")]

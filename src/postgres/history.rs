@@ -29,6 +29,7 @@ pub(super) fn ancestry(wal: &Path, timeline: Timeline) -> Result<Ancestry, Error
     }
     let path = wal.join(timeline.history_file());
     let text = std::fs::read_to_string(&path).map_err(io("cannot read", path))?;
+    let text = straightened(&text).unwrap_or(text);
     Ok(text.lines().filter_map(parse_line).collect())
 }
 
@@ -37,6 +38,42 @@ fn parse_line(line: &str) -> Option<(Timeline, Lsn)> {
     let mut fields = line.split_whitespace();
     let timeline = fields.next()?.parse().ok()?;
     Some((Timeline(timeline), fields.next()?.parse().ok()?))
+}
+
+/// What a history says, where its positions go backwards; `None`: it is true as it is.
+///
+/// A standby that fetched the history of a primary of which it then received nothing takes that one's timeline for its own past, also where
+/// its WAL never came to the beginning of it. Promoted, PostgreSQL writes down a fork there, and one that had gone further than this
+/// standby would be taken to fit. A timeline begins where its parent was left: what lies beyond a later fork was never reached.
+fn straightened(history: &str) -> Option<String> {
+    let mut least = Lsn(u64::MAX);
+    let mut crooked = false;
+    let mut lines = Vec::new();
+    for line in history.lines().rev() {
+        match parse_line(line) {
+            Some((timeline, lsn)) if lsn > least => {
+                crooked = true;
+                lines.push(format!("{timeline}\t{least}\tleft before it came to {lsn}\n"));
+                continue;
+            }
+            Some((_, lsn)) => least = lsn,
+            None => {}
+        }
+        lines.push(format!("{line}\n"));
+    }
+    lines.reverse();
+    crooked.then(|| lines.concat())
+}
+
+/// Puts right what the histories of `pg_wal` say of positions that were never reached.
+fn straighten(wal: &Path, run_as: &RunAs) -> Result<(), Error> {
+    for (_, path, text) in histories(wal)? {
+        if let Some(text) = straightened(&text) {
+            tracing::info!(file = ?path, "a timeline's history told of a fork that was never reached");
+            write_atomic(&path, &text, 0o600, Some(run_as))?;
+        }
+    }
+    Ok(())
 }
 
 /// Puts a placeholder in `pg_wal` for each number of `numbers` that has no history file.
@@ -53,6 +90,7 @@ pub(super) fn reserve(wal: &Path, numbers: std::ops::Range<u32>, run_as: &RunAs)
 /// On a new primary: a file for every number below `timeline`, all of which a standby that follows across the gap asks for. The
 /// server's own history tells those of its ancestors, which a copy may never have received; the others get a placeholder.
 pub(super) fn complete(wal: &Path, timeline: Timeline, run_as: &RunAs) -> Result<(), Error> {
+    straighten(wal, run_as)?;
     let own = wal.join(timeline.history_file());
     let text = std::fs::read_to_string(&own).map_err(io("cannot read", own))?;
     for number in 2..timeline.0 {
@@ -113,21 +151,9 @@ pub(super) fn foretell(wal: &Path, descent: &Descent, run_as: &RunAs) -> Result<
 /// that had, would have them as its own.
 pub(super) fn strays(wal: &Path, descent: &Descent) -> Result<Vec<PathBuf>, Error> {
     let upstreams = descent.upstreams();
-    let later = later_than(wal, descent.own)?.into_iter();
-    Ok(later.filter(|(number, ..)| !upstreams.contains(&Timeline(*number))).map(|(_, path, _)| path).collect())
-}
-
-/// Histories of later timelines that do not begin at `end`, where the own one ends here. Nothing was received on them, and a server that
-/// aims at one writes, once it is promoted, into its own history what that one says of positions that nothing here has reached.
-pub(super) fn unreached(wal: &Path, own: Timeline, end: Lsn) -> Result<Vec<PathBuf>, Error> {
-    let begins_here = |text: &str| text.lines().filter_map(parse_line).next_back() == Some((own, end));
-    Ok(later_than(wal, own)?.into_iter().filter(|(.., text)| !begins_here(text)).map(|(_, path, _)| path).collect())
-}
-
-/// Number, path and text of the real ones above `own`.
-pub(super) fn later_than(wal: &Path, own: Timeline) -> Result<Vec<(u32, PathBuf, String)>, Error> {
-    let later = |(number, _, text): &(u32, PathBuf, String)| *number > own.0 && !text.starts_with(PLACEHOLDER);
-    Ok(histories(wal)?.into_iter().filter(later).collect())
+    let strange = |number: u32| number > descent.own.0 && !upstreams.contains(&Timeline(number));
+    let real = histories(wal)?.into_iter().filter(|(number, _, text)| strange(*number) && !text.starts_with(PLACEHOLDER));
+    Ok(real.map(|(_, path, _)| path).collect())
 }
 
 pub(super) fn forget(wal: &Path, files: &[PathBuf]) -> Result<(), Error> {
@@ -165,8 +191,9 @@ impl Origin {
     }
 }
 
-/// Before a start: a placeholder in each gap up to the newest timeline that recovery can reach, and no other.
+/// Before a start: histories that are true, and a placeholder in each gap up to the newest timeline that recovery can reach, and no other.
 pub(super) fn bridge(wal: &Path, origin: Origin, run_as: &RunAs) -> Result<(), Error> {
+    straighten(wal, run_as)?;
     let real = histories(wal)?.into_iter().filter(|(_, _, text)| !text.starts_with(PLACEHOLDER));
     // PostgreSQL looks from here on.
     let begin = origin.checkpoint.0.max(origin.least.0).0;
@@ -220,21 +247,21 @@ mod tests {
     }
 
     #[test]
-    fn a_later_history_is_reached_only_where_it_begins_at_the_own_end() {
+    fn no_timeline_is_told_to_have_been_left_beyond_where_a_later_one_was() {
         let dir = tempfile::tempdir().unwrap();
-        let own = "1\t0/1\tx\n4\t0/20\tx\n";
-        let texts = [(3, "1\t0/1\tx\n"), (4, "1\t0/1\tx\n"), (5, own), (6, PLACEHOLDER), (7, "1\t0/1\tx\n4\t0/20\tx\n5\t0/30\tx\n")];
-        for (number, text) in texts {
-            std::fs::write(dir.path().join(Timeline(number).history_file()), text).unwrap();
-        }
-        let unreached = |end| {
-            let mut found = unreached(dir.path(), Timeline(4), Lsn(end)).unwrap();
-            found.sort();
-            found
-        };
-        let [fifth, seventh] = [5, 7].map(|n| dir.path().join(Timeline(n).history_file()));
-        assert_eq!(unreached(0x20), [seventh.clone()], "the fifth begins where the WAL ends");
-        assert_eq!(unreached(0x1F), [fifth, seventh]);
+        let path = |n| dir.path().join(Timeline(n).history_file());
+        let straight = "1\t0/10\tno recovery target specified\n\n2\t0/10\tx\n3\t0/20\tx\n";
+        std::fs::write(path(4), straight).unwrap();
+        std::fs::write(path(5), PLACEHOLDER).unwrap();
+        std::fs::write(path(8), format!("{straight}4\t0/50\tx\n6\t0/60\tx\n7\t0/40\tx\n")).unwrap();
+        let told = [(1, 0x10), (2, 0x10), (3, 0x20), (4, 0x40), (6, 0x40), (7, 0x40)].map(|(n, lsn)| (Timeline(n), Lsn(lsn)));
+        assert_eq!(ancestry(dir.path(), Timeline(8)).unwrap(), told);
+        straighten(dir.path(), &me()).unwrap();
+        assert_eq!(std::fs::read_to_string(path(4)).unwrap(), straight);
+        assert_eq!(std::fs::read_to_string(path(5)).unwrap(), PLACEHOLDER);
+        let text = std::fs::read_to_string(path(8)).unwrap();
+        assert_eq!(text.lines().filter_map(parse_line).collect::<Vec<_>>(), told);
+        assert_eq!(straightened(&text), None);
     }
 
     #[test]

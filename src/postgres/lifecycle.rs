@@ -32,8 +32,6 @@ const IMMEDIATE_LIMIT: Duration = Duration::from_secs(2);
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between two looks at something that changes within milliseconds.
 pub(super) const POLL: Duration = Duration::from_millis(5);
-/// A standby stops within milliseconds, or after its restartpoint.
-pub(super) const RESTART_LIMIT: Duration = Duration::from_secs(20);
 
 impl Instance {
     /// Starts as a standby that follows nobody. Returns when it accepts connections, or after five seconds of recovery.

@@ -4,7 +4,7 @@ use super::conf::{Promotion, SyncNames};
 use super::error::Error;
 use super::history;
 use super::instance::{Activity, Instance, QUERY_LIMIT};
-use super::lifecycle::{POLL, RESTART_LIMIT};
+use super::lifecycle::POLL;
 use super::process::lock;
 use super::tool::{blocking, within};
 use crate::bug::{self, Bug};
@@ -44,9 +44,6 @@ impl Instance {
             return Err(Error::WrongTimeline { claimed: timeline, found: own });
         }
         self.check_never_begun(timeline)?;
-        self.forget_what_never_came(own).await?;
-        // Another one, where the server began anew.
-        let session = self.session().await?;
         let names = SyncNames::of(rule);
         // Persisted first: a successor of this process must know that this primary is ours.
         self.retune(|intent| {
@@ -78,30 +75,6 @@ impl Instance {
         if self.layout.wal().join(timeline.history_file()).exists() {
             return Err(Error::TimelineBegun { claimed: timeline });
         }
-        Ok(())
-    }
-
-    /// A standby that fetched the history of a primary of which it then received nothing aims at that one's timeline, and has not come to its
-    /// beginning. Its promotion would tell the others that its WAL reached that point, and one that was away, and went further than this one,
-    /// would be taken to fit (INV-8). PostgreSQL forgets such an aim only when it starts.
-    async fn forget_what_never_came(&self, own: Timeline) -> Result<(), Error> {
-        let wal = self.layout.wal();
-        if blocking(move || history::later_than(&wal, own)).await?.is_empty() {
-            return Ok(());
-        }
-        let end = self.proved_end().await.ok_or(Error::EndUnknown)?;
-        let wal = self.layout.wal();
-        let unreached = blocking(move || history::unreached(&wal, end.timeline, end.lsn)).await?;
-        if unreached.is_empty() {
-            return Ok(());
-        }
-        tracing::info!(files = ?unreached, end = %end.lsn, "forgetting timelines of which nothing was received, before the promotion");
-        self.stop_cleanly(RESTART_LIMIT).await?;
-        let wal = self.layout.wal();
-        blocking(move || history::forget(&wal, &unreached)).await?;
-        self.activity.send_replace(Activity::Starting);
-        self.start(None, None).await?;
-        self.activity.send_replace(Activity::Promoting);
         Ok(())
     }
 
