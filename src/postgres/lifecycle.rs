@@ -22,21 +22,27 @@ use tokio::time::sleep;
 
 /// How long a start is watched before it is left to go on by itself: a longer crash recovery shows up in the facts as starting.
 const START_WATCHED: Duration = Duration::from_secs(5);
-/// An immediate shutdown takes milliseconds; PostgreSQL itself kills what is left after five seconds.
 /// What our own standby.signal says; PostgreSQL does not read it. One that says something else was put there by somebody.
 pub(super) const STANDBY_SIGNAL: &str = "# Trilithon starts every server as a standby\n";
 /// A shutdown is asked for this often until it has happened.
 const SIGNAL_AGAIN: Duration = Duration::from_millis(200);
+/// An immediate shutdown takes milliseconds; PostgreSQL itself kills what is left after five seconds.
 const IMMEDIATE_LIMIT: Duration = Duration::from_secs(2);
 /// Killed processes are gone when the kernel has freed their memory.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between two looks at something that changes within milliseconds.
 pub(super) const POLL: Duration = Duration::from_millis(5);
+/// A standby stops within milliseconds, or after its restartpoint.
+pub(super) const RESTART_LIMIT: Duration = Duration::from_secs(20);
 
 impl Instance {
-    /// Starts as a standby that follows nobody. Returns when it accepts connections, or after five seconds of recovery.
+    /// Starts as a standby that follows nobody. Returns when it accepts connections, or after five seconds of recovery. A crashed primary
+    /// that was started before, and is locked out, begins anew.
     pub async fn start_detached(&self, system: Option<SystemId>) -> Result<(), Error> {
         let _working = self.begin(Activity::Starting)?;
+        if self.locked_out() && !self.poisoned() {
+            self.recover_alone().await?;
+        }
         self.start(system, None).await
     }
 
@@ -64,7 +70,8 @@ impl Instance {
             checkpoint: (control.checkpoint_timeline, control.checkpoint),
             least: (control.min_recovery_timeline, control.min_recovery_end),
         };
-        self.retune(|intent| *intent = Intent { upstream, ..Intent::default() }).await?;
+        let crashed = if upstream.is_none() { self.crashed_primary(&control).await } else { None };
+        self.retune(|intent| *intent = Intent { upstream, crashed, ..Intent::default() }).await?;
         self.told.store(0, Ordering::Relaxed);
         let layout = self.layout.clone();
         let run_as = self.run_as.clone();

@@ -116,8 +116,13 @@ pub(super) const FAULTS: &[Fault] = &[
         starve(i, i.target(), 0.05)
     })
     .hold(10, 30),
-    fault("memory-limited", Aim::Primary, "The primary's datacenter may hold 96 MB in all; the kernel kills what does not fit.", squeeze)
-        .hold(10, 30),
+    fault(
+        "memory-limited",
+        Aim::Primary,
+        "The primary's datacenter may hold 96 MB in all, or no more than it cannot give back; the kernel kills what does not fit.",
+        squeeze,
+    )
+    .hold(10, 30),
     fault("descriptors-exhausted", Aim::Primary, "The primary's node process can open no further file or socket.", exhaust).hold(10, 30),
     fault("terminate-node", Aim::Primary, "SIGTERM of the primary's node: it hands over and ends.", |i| terminate(i, i.target()))
         .phases(&[Phase::Steady, Phase::Rewind, Phase::BaseBackup]),

@@ -110,6 +110,14 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     )
     .hold(2, 10),
+    fault(
+        "savepoints-and-everybody-loses-power",
+        Aim::Primary,
+        "All three lose power in the midst of a transaction with a hundred savepoints: no standby knows what was under way, and lets anybody in.",
+        lose_power_amid_savepoints,
+    )
+    .known("the primary recovers alone and is elected within a quarter of a minute; its standbys let nobody in until they were copied, a minute later")
+    .hold(2, 6),
     fault("everybody-freezes", Aim::Everyone, "All three datacenters freeze longer than any lease, and wake together.", |i| {
         i.all_targets().into_iter().try_for_each(|target| process::freeze(i, target))
     })
@@ -140,6 +148,24 @@ pub(super) const FAULTS: &[Fault] = &[
 
 fn lose_power<'a>(i: &mut Injected<'a>, targets: &[Target<'a>]) -> Result<()> {
     lose_power_and_return(i, targets, &[])
+}
+
+/// Recovery begins with the last checkpoint, whose record of the transactions under way is not complete.
+fn lose_power_amid_savepoints(i: &mut Injected<'_>) -> Result<()> {
+    const MANY: &str = "DO $$ BEGIN FOR n IN 1..100 LOOP \
+                BEGIN INSERT INTO chaos_savepoints VALUES (n); EXCEPTION WHEN division_by_zero THEN NULL; END; END LOOP; END $$";
+    let target = i.target();
+    target.sql("CREATE TABLE IF NOT EXISTS chaos_savepoints (n int)")?;
+    sessions::hold(i, target, &["BEGIN", MANY])?;
+    target.sql("CHECKPOINT")?;
+    let reached = format!("SELECT pg_last_wal_replay_lsn() >= '{}'", target.value("SELECT pg_current_wal_flush_lsn()")?);
+    for standby in i.others(target) {
+        i.wait("replay of the checkpoint", Duration::from_secs(10), || standby.value(&reached).ok().filter(|there| there == "t"))?;
+        standby.sql("CHECKPOINT")?;
+    }
+    i.proved("a hundred savepoints under everybody's checkpoint");
+    let all: Vec<Target<'_>> = [target].into_iter().chain(i.others(target)).collect();
+    lose_power(i, &all)
 }
 
 /// Within a quarter of a second, before anybody could be elected; with `pauses`, the healing waits so long before each return.

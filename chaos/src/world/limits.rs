@@ -73,8 +73,21 @@ impl Limits {
         self.write(Controller::Cpu, ("cpu.max", &format!("{new} {PERIOD_US}")), ("cpu.cfs_quota_us", &old))
     }
 
-    /// So many bytes, page cache included; `None`: no limit.
+    /// So many bytes, page cache included; `None`: no limit. Version 2 kills what does not fit any more; version 1 refuses a limit below what
+    /// it cannot take back, and gets the lowest that it accepts.
     pub fn memory(&self, bytes: Option<u64>) -> Result<()> {
+        const TRIES: u32 = 16;
+        let mut wanted = bytes;
+        for _ in 0..TRIES {
+            match (self.try_memory(wanted), wanted) {
+                (Err(error), Some(refused)) if is_busy(&error) => wanted = Some(refused + refused / 4),
+                (done, _) => return done,
+            }
+        }
+        self.try_memory(wanted)
+    }
+
+    fn try_memory(&self, bytes: Option<u64>) -> Result<()> {
         let new = bytes.map_or("max".to_owned(), |bytes| bytes.to_string());
         let old = bytes.map_or("-1".to_owned(), |bytes| bytes.to_string());
         self.write(Controller::Memory, ("memory.max", &new), ("memory.limit_in_bytes", &old))
@@ -88,6 +101,10 @@ impl Limits {
         fs::write(&path, value)
             .with_context(|| format!("{}: does this machine delegate the controller {}?", path.display(), controller.name()))
     }
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::ResourceBusy)
 }
 
 /// Hands what the machine delegates down to the cgroups within `world`.
