@@ -9,7 +9,7 @@ use super::upkeep::Upkeep;
 use super::{LeaseCell, Promise, PromiseError, ViewSource};
 use crate::cluster::{ClusterState, Lease, Phase};
 use crate::consensus::Handle;
-use crate::ha::{Action, Entry, LocalState, NodeObservation, Role, StepReason, Upstream, converge};
+use crate::ha::{Entry, LocalState, NodeObservation, Role, StepReason, Upstream, converge};
 use crate::postgres::{Instance, Postmaster};
 use crate::telemetry::{Clock, Recorder};
 use crate::types::{Epoch, NodeId, Revision};
@@ -111,9 +111,8 @@ impl Loop {
             self.abort_if_overtaken(&state, step.action.as_ref());
             let streams = self.flight.is_some() || local.postgres.streaming_from.is_some();
             let again = self.memory.follow_again(state.epoch, &step.reason, streams, now);
-            let anew = self.agent.postgres.locked_out().then_some(Action::StartDetached);
             if self.flight.is_none()
-                && let Some(action) = step.action.or(again).or(anew)
+                && let Some(action) = step.action.or(again)
                 && self.memory.backoff.allows(&action, self.agent.clock.now())
             {
                 self.launch(&state, &local, action).await?;

@@ -100,9 +100,6 @@ pub(super) struct Intent {
     pub sync: SyncNames,
     pub promotion: Option<Promotion>,
     pub stopped: Option<StoppedAt>,
-    /// A primary of ours that ended without a shutdown, by the inode of its directory, until it follows somebody or is promoted. Nobody else
-    /// has written on its timeline.
-    pub crashed: Option<u64>,
 }
 
 /// PostgreSQL's settings that come from the configuration of the cluster.

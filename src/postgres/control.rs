@@ -24,8 +24,6 @@ pub(super) enum LastState {
 pub(super) struct ControlData {
     pub system: SystemId,
     pub state: LastState,
-    /// It was a primary, and was not shut down.
-    pub in_production: bool,
     pub checkpoint: Lsn,
     pub checkpoint_timeline: Timeline,
     pub min_recovery_end: Lsn,
@@ -53,8 +51,7 @@ impl ControlData {
         let lsn = |what: &'static str| get(what)?.parse::<Lsn>().map_err(|_| bad(what));
         let timeline = |what: &'static str| get(what)?.parse::<u32>().map(Timeline).map_err(|_| bad(what));
         const SYSTEM: &str = "Database system identifier";
-        let said = get("Database cluster state")?;
-        let state = match said {
+        let state = match get("Database cluster state")? {
             "shut down" => LastState::ShutDown,
             "shut down in recovery" => LastState::ShutDownInRecovery,
             _ => LastState::Unclean,
@@ -70,7 +67,6 @@ impl ControlData {
         Ok(ControlData {
             system: get(SYSTEM)?.parse().map(SystemId).map_err(|_| bad(SYSTEM))?,
             state,
-            in_production: said == "in production",
             checkpoint: lsn("Latest checkpoint location")?,
             checkpoint_timeline: timeline("Latest checkpoint's TimeLineID")?,
             min_recovery_end: lsn("Minimum recovery ending location")?,

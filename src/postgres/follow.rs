@@ -10,7 +10,7 @@ use super::error::Error;
 use super::facts::LocalEnd;
 use super::history::{self, Descent};
 use super::instance::{Activity, Instance, QUERY_LIMIT};
-use super::lifecycle::{POLL, RESTART_LIMIT};
+use super::lifecycle::POLL;
 use super::procfs;
 use super::session::{Host, Session, Target};
 use super::tool::{blocking, within};
@@ -21,6 +21,8 @@ use tokio::time::sleep;
 
 /// A walreceiver usually goes within 35 ms of a reload. One that has not by then is ended by signal.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// A standby stops within milliseconds, or after its restartpoint.
+const RESTART_LIMIT: Duration = Duration::from_secs(20);
 /// What a standby still has to replay when it is stopped is milliseconds' worth, or much.
 const REPLAY_MOMENT: Duration = Duration::from_secs(1);
 /// In which a startup process that a signal woke looks for a newer timeline; where it does not, the server takes the longer way.
@@ -94,11 +96,7 @@ impl Instance {
         {
             tracing::debug!(%error, "the next timeline was not foretold");
         }
-        self.retune(|intent| {
-            intent.upstream = Some(upstream);
-            intent.crashed = None;
-        })
-        .await?;
+        self.retune(|intent| intent.upstream = Some(upstream)).await?;
         self.reload().await
     }
 

@@ -32,17 +32,11 @@ const IMMEDIATE_LIMIT: Duration = Duration::from_secs(2);
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between two looks at something that changes within milliseconds.
 pub(super) const POLL: Duration = Duration::from_millis(5);
-/// A standby stops within milliseconds, or after its restartpoint.
-pub(super) const RESTART_LIMIT: Duration = Duration::from_secs(20);
 
 impl Instance {
-    /// Starts as a standby that follows nobody. Returns when it accepts connections, or after five seconds of recovery. A crashed primary
-    /// that was started before, and is locked out, begins anew.
+    /// Starts as a standby that follows nobody. Returns when it accepts connections, or after five seconds of recovery.
     pub async fn start_detached(&self, system: Option<SystemId>) -> Result<(), Error> {
         let _working = self.begin(Activity::Starting)?;
-        if self.locked_out() && !self.poisoned() {
-            self.recover_alone().await?;
-        }
         self.start(system, None).await
     }
 
@@ -70,8 +64,7 @@ impl Instance {
             checkpoint: (control.checkpoint_timeline, control.checkpoint),
             least: (control.min_recovery_timeline, control.min_recovery_end),
         };
-        let crashed = if upstream.is_none() { self.crashed_primary(&control).await } else { None };
-        self.retune(|intent| *intent = Intent { upstream, crashed, ..Intent::default() }).await?;
+        self.retune(|intent| *intent = Intent { upstream, ..Intent::default() }).await?;
         self.told.store(0, Ordering::Relaxed);
         let layout = self.layout.clone();
         let run_as = self.run_as.clone();

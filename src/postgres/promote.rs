@@ -50,7 +50,6 @@ impl Instance {
             intent.upstream = None;
             intent.sync = names.clone();
             intent.promotion = Some(Promotion { epoch, timeline });
-            intent.crashed = None;
         })
         .await?;
         self.reload().await?;

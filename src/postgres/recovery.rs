@@ -58,14 +58,14 @@ const NO_SEQUEL_TIMES: usize = 30;
 /// What the server waits for, and since when.
 #[derive(Clone, Debug)]
 pub(super) struct Recovery {
-    pub wait: Wait,
-    pub since: Millis,
+    wait: Wait,
+    since: Millis,
     /// Why it will never come.
     hopeless: Option<String>,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Wait {
+enum Wait {
     /// Starting: the server as it was last seen to get on.
     Replay(Replay),
     /// Up, and nothing comes from its upstream.
@@ -74,7 +74,7 @@ pub(super) enum Wait {
 
 /// How far a recovery has got.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Replay {
+struct Replay {
     segment: String,
     /// How far WAL was received, in PostgreSQL's words; slow lines bring less than a segment a minute.
     received: Option<String>,

@@ -20,7 +20,6 @@ mod policies;
 mod ports;
 mod postgres_adoption;
 mod postgres_basic;
-mod postgres_crashed;
 mod postgres_refusals;
 mod postgres_replication;
 mod postgres_rig;

@@ -116,7 +116,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "All three lose power in the midst of a transaction with a hundred savepoints: no standby knows what was under way, and lets anybody in.",
         lose_power_amid_savepoints,
     )
-    .known("the primary recovers alone and is elected within a quarter of a minute; its standbys let nobody in until they were copied, a minute later")
+    .known("nobody's end of WAL is known, and no election ends, until the old primary was recovered by hand")
     .hold(2, 6),
     fault("everybody-freezes", Aim::Everyone, "All three datacenters freeze longer than any lease, and wake together.", |i| {
         i.all_targets().into_iter().try_for_each(|target| process::freeze(i, target))
