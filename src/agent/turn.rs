@@ -9,7 +9,7 @@ use super::upkeep::Upkeep;
 use super::{LeaseCell, Promise, PromiseError, ViewSource};
 use crate::cluster::{ClusterState, Lease, Phase};
 use crate::consensus::Handle;
-use crate::ha::{Entry, LocalState, NodeObservation, Role, StepReason, Upstream, converge};
+use crate::ha::{Action, Entry, LocalState, NodeObservation, Role, StepReason, Upstream, converge};
 use crate::postgres::{Instance, Postmaster};
 use crate::telemetry::{Clock, Recorder};
 use crate::types::{Epoch, NodeId, Revision};
@@ -112,7 +112,7 @@ impl Loop {
             let streams = self.flight.is_some() || local.postgres.streaming_from.is_some();
             let again = self.memory.follow_again(state.epoch, &step.reason, streams, now);
             if self.flight.is_none()
-                && let Some(action) = step.action.or(again)
+                && let Some(action) = step.action.or(again).or(self.let_out(&state))
                 && self.memory.backoff.allows(&action, self.agent.clock.now())
             {
                 self.launch(&state, &local, action).await?;
@@ -128,6 +128,16 @@ impl Loop {
         }
         self.tasks.shutdown().await;
         Ok(())
+    }
+
+    /// A server that lets nobody in tells where its WAL ends when it is stopped. One that follows its primary waits for what that will send,
+    /// unless there is none: it turns away when it starts anew.
+    fn let_out(&self, s: &ClusterState) -> Option<Action> {
+        let waits = match self.memory.following {
+            None => self.agent.postgres.locked_out(),
+            Some(_) => matches!(s.phase, Phase::Electing { .. }) && self.agent.postgres.waits_for_upstream(),
+        };
+        waits.then_some(Action::Stop)
     }
 
     fn tick(&self, s: &ClusterState) -> Duration {
@@ -167,7 +177,7 @@ impl Loop {
             proxy_in_flight: proxy.map_or(0, |(_, in_flight)| in_flight),
             refusals: self.agent.refusals.borrow().clone(),
             round_trips: self.agent.consensus.round_trips(),
-            doubtful: observe::doubtful(s, self.agent.me, &local.postgres, &self.memory),
+            doubtful: observe::doubtful(s, self.agent.me, &local.postgres, &self.memory) || self.agent.postgres.lockout_end().is_some(),
             ..NodeObservation::default()
         };
         let mut observation = observe::observation(s, local, reason.to_string(), rest);

@@ -91,6 +91,13 @@ pub(super) struct StoppedAt {
     pub control: String,
 }
 
+/// It was started as a standby that follows nobody, and has followed nobody since: nothing was added to its WAL.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Alone {
+    /// Where its WAL had ended before that start, where it was known.
+    pub end: Option<(Timeline, Lsn)>,
+}
+
 /// What Postgres was last told to be. Persisted before the files that Postgres reads are written, so that a successor of this
 /// process knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +107,7 @@ pub(super) struct Intent {
     pub sync: SyncNames,
     pub promotion: Option<Promotion>,
     pub stopped: Option<StoppedAt>,
+    pub alone: Option<Alone>,
 }
 
 /// PostgreSQL's settings that come from the configuration of the cluster.

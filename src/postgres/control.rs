@@ -103,6 +103,19 @@ max_locks_per_xact setting:           64
 Data page checksum version:           1
 ";
 
+    impl ControlData {
+        /// The sample with these fields.
+        pub fn sample(fields: &[(&str, &str)]) -> ControlData {
+            let line = |line: &str| {
+                let (name, _) = line.split_once(':')?;
+                let (_, value) = fields.iter().find(|(field, _)| *field == name)?;
+                Some(format!("{name}: {value}\n"))
+            };
+            let text: String = SAMPLE.lines().map(|l| line(l).unwrap_or(format!("{l}\n"))).collect();
+            ControlData::parse(&text).unwrap()
+        }
+    }
+
     #[test]
     fn control_data_is_read() {
         let control = ControlData::parse(SAMPLE).unwrap();

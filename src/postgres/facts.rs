@@ -4,7 +4,7 @@
 //! walreceiver is looked at before the position is read, and after a restart the position counts only once replay has come to the
 //! end of the local WAL. An unresponsive server is `Unknown`, never `Stopped`.
 
-use super::conf::{node_of, upstream_of};
+use super::conf::{StoppedAt, node_of, upstream_of};
 use super::control::{ControlData, LastState};
 use super::error::Error;
 use super::history;
@@ -148,7 +148,10 @@ impl Instance {
         if self.supervisor.pid().is_some() {
             let facts = self.running_facts(writers).await.unwrap_or_else(|_| blank(PostgresState::Unknown));
             match facts.state {
-                PostgresState::Starting => self.watch_recovery().await,
+                PostgresState::Starting => {
+                    self.watch_recovery().await;
+                    return self.lockout_facts(writers).await.unwrap_or(facts);
+                }
                 PostgresState::Running => self.watch_stream(&facts).await,
                 _answered_or_ended => self.forget_recovery(),
             }
@@ -280,10 +283,15 @@ impl Instance {
         Ok((survey.replayed, survey.walreceivers == 0 && survey.all_replayed()))
     }
 
+    /// Where the standby ended whose stop left this pg_control.
+    pub(super) fn remembered(&self, control: &ControlData) -> Option<StoppedAt> {
+        lock(&self.model).intent.stopped.clone().filter(|stopped| stopped.control == control.digest)
+    }
+
     /// Where the WAL of a stopped directory ends; `None` where only a start tells.
     pub(super) async fn stopped_end(&self) -> Result<Option<(Timeline, Lsn)>, Error> {
         let control = self.cached_control().await?;
-        let remembered = lock(&self.model).intent.stopped.clone().filter(|s| s.control == control.digest);
+        let remembered = self.remembered(&control);
         Ok(match (control.state, remembered) {
             (LastState::ShutDown, _) => Some((control.checkpoint_timeline, control.checkpoint)),
             (LastState::ShutDownInRecovery, Some(stopped)) => Some((stopped.timeline, stopped.lsn)),
@@ -295,7 +303,7 @@ impl Instance {
     /// Do the data files of a stopped directory hold all that its WAL says?
     pub(super) async fn stopped_replayed(&self) -> Result<bool, Error> {
         let control = self.cached_control().await?;
-        let remembered = lock(&self.model).intent.stopped.clone().filter(|s| s.control == control.digest);
+        let remembered = self.remembered(&control);
         Ok(match control.state {
             LastState::ShutDown => true,
             LastState::ShutDownInRecovery => remembered.is_some_and(|stopped| stopped.replayed),
@@ -335,7 +343,7 @@ impl Instance {
     }
 
     /// pg_controldata is run again only when the file has changed.
-    async fn cached_control(&self) -> Result<ControlData, Error> {
+    pub(super) async fn cached_control(&self) -> Result<ControlData, Error> {
         let path = self.layout.pgdata.join("global/pg_control");
         let modified = blocking(move || std::fs::metadata(path).and_then(|m| m.modified()).ok()).await;
         let cached = lock(&self.stopped).clone();

@@ -87,14 +87,17 @@ impl Instance {
             self.activity.send_replace(Activity::Starting);
             return self.start(system, Some(upstream)).await;
         }
-        let session = self.session().await?;
-        if session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("t") {
-            return Err(Error::NotStandby);
-        }
-        if let Some(descent) = descent
-            && let Err(error) = self.foretell(descent).await
-        {
-            tracing::debug!(%error, "the next timeline was not foretold");
+        // One that lets nobody in is a standby.
+        if self.lockout_end().is_none() {
+            let session = self.session().await?;
+            if session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("t") {
+                return Err(Error::NotStandby);
+            }
+            if let Some(descent) = descent
+                && let Err(error) = self.foretell(descent).await
+            {
+                tracing::debug!(%error, "the next timeline was not foretold");
+            }
         }
         self.retune(|intent| intent.upstream = Some(upstream)).await?;
         self.reload().await

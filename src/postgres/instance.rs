@@ -342,6 +342,9 @@ impl Instance {
         {
             let mut model = lock(&self.model);
             change(&mut model.intent);
+            if model.intent.upstream.is_some() || model.intent.promotion.is_some() {
+                model.intent.alone = None;
+            }
             if model.intent.sync.value().is_empty() {
                 model.waits = false;
             }

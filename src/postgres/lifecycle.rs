@@ -3,7 +3,7 @@
 //! A server is always started as a standby; a primary comes to be by promotion only, so no restart can bring back a primary whose
 //! right is gone. Stopped means: the postmaster and every process it left behind are gone.
 
-use super::conf::{Intent, StoppedAt, Upstream};
+use super::conf::{Alone, Intent, StoppedAt, Upstream};
 use super::control::LastState;
 use super::durable::write_atomic;
 use super::error::Error;
@@ -12,7 +12,7 @@ use super::instance::{Activity, Instance, QUERY_LIMIT, data_major};
 use super::process::{Postmaster, lock};
 use super::procfs::{self, PidFile};
 use super::tool::{blocking, within};
-use super::{conf, history};
+use super::{conf, history, lockout};
 use crate::types::SystemId;
 use rustix::process::Signal;
 use std::sync::atomic::Ordering;
@@ -64,7 +64,8 @@ impl Instance {
             checkpoint: (control.checkpoint_timeline, control.checkpoint),
             least: (control.min_recovery_timeline, control.min_recovery_end),
         };
-        self.retune(|intent| *intent = Intent { upstream, ..Intent::default() }).await?;
+        let alone = Alone { end: self.remembered(&control).map(|stopped| (stopped.timeline, stopped.lsn)) };
+        self.retune(|intent| *intent = Intent { upstream, alone: Some(alone), ..Intent::default() }).await?;
         self.told.store(0, Ordering::Relaxed);
         let layout = self.layout.clone();
         let run_as = self.run_as.clone();
@@ -89,6 +90,7 @@ impl Instance {
         let settings = conf::command_line(&self.layout, &self.listen, self.port, node, install.major);
         loop {
             self.forget_connections();
+            self.forget_recovery();
             self.supervisor.spawn(&install, &self.run_as, &self.layout, &settings)?;
             // The list of synchronous standbys is not empty from the first moment on.
             lock(&self.model).waits = true;
@@ -112,6 +114,9 @@ impl Instance {
                 if status.is_some_and(|s| s == "ready" || s == "standby") && self.session().await.is_ok() {
                     return Ok(());
                 }
+                if self.lets_nobody_in() {
+                    return Ok(());
+                }
                 sleep(POLL).await;
             }
         });
@@ -128,12 +133,14 @@ impl Instance {
     }
 
     pub(super) async fn stop_cleanly(&self, limit: Duration) -> Result<(), Error> {
+        let locked_out = self.lockout_control().await;
         let end = match self.detach_running(Duration::from_secs(2)).await {
             Ok(()) => self.proved_end().await,
             Err(_) => None,
         };
         self.signal_and_wait(Signal::INT, limit).await?;
         let control = self.control_data().await?;
+        let end = end.or_else(|| lockout::end_after(&locked_out?, &control));
         if let (Some(end), LastState::ShutDownInRecovery) = (end, control.state) {
             let LocalEnd { timeline, lsn, replayed } = end;
             let stopped = StoppedAt { timeline, lsn, replayed, control: control.digest };

@@ -34,11 +34,11 @@ impl Instance {
     }
 
     async fn promote_onto(&self, epoch: Epoch, timeline: Timeline, rule: &SyncRule, asked: &AtomicBool) -> Result<(), Error> {
-        let session = self.session().await?;
-        if session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("t") {
-            return Err(Error::NotStandby);
-        }
-        let own = self.identify().await?.timeline;
+        let locked_out = self.lockout_end();
+        let own = match locked_out {
+            Some((timeline, _)) => timeline,
+            None => self.standby_timeline().await?,
+        };
         let timeline = if bug::is(Bug::TimelineReused) { own.next() } else { timeline };
         if own >= timeline {
             return Err(Error::WrongTimeline { claimed: timeline, found: own });
@@ -53,12 +53,22 @@ impl Instance {
         })
         .await?;
         self.reload().await?;
-        self.await_names(&names).await?;
+        match locked_out {
+            Some(_) => self.await_refusal().await?,
+            None => self.await_names(&names).await?,
+        }
         let (wal, run_as) = (self.layout.wal(), self.run_as.clone());
         blocking(move || history::reserve(&wal, own.next().0..timeline.0, &run_as)).await?;
         asked.store(true, Ordering::Release);
-        session.run("SELECT pg_promote(false)", QUERY_LIMIT).await?;
-        while session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("f") {
+        match locked_out {
+            Some(_) => {
+                tracing::info!("promoting a server that lets nobody in");
+                self.promote_by_file().await?;
+                self.await_names(&names).await?;
+            }
+            None => self.session().await?.run("SELECT pg_promote(false)", QUERY_LIMIT).await?,
+        }
+        while self.recovers().await? {
             sleep(POLL).await;
         }
         let found = self.identify().await?.timeline;
@@ -67,6 +77,15 @@ impl Instance {
         }
         self.tell_histories().await?;
         self.create_slots(rule.standbys.iter().copied()).await
+    }
+
+    async fn recovers(&self) -> Result<bool, Error> {
+        Ok(self.session().await?.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("f"))
+    }
+
+    async fn standby_timeline(&self) -> Result<Timeline, Error> {
+        let recovers = self.session().await?.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() == Some("t");
+        if recovers { Ok(self.identify().await?.timeline) } else { Err(Error::NotStandby) }
     }
 
     /// A promotion that was broken off has left its history before any WAL: PostgreSQL would take the next number then, which nobody has
@@ -85,8 +104,7 @@ impl Instance {
         let Some((_, timeline)) = self.promoted().filter(|(_, timeline)| self.told.load(Ordering::Relaxed) != timeline.0) else {
             return Ok(());
         };
-        let recovering = self.session().await?.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("f");
-        if !recovering && self.identify().await?.timeline == timeline {
+        if !self.recovers().await? && self.identify().await?.timeline == timeline {
             let (wal, run_as) = (self.layout.wal(), self.run_as.clone());
             blocking(move || history::complete(&wal, timeline, &run_as)).await?;
             self.told.store(timeline.0, Ordering::Relaxed);

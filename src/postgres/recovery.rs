@@ -3,6 +3,7 @@
 use super::error::Error;
 use super::instance::Instance;
 use super::lifecycle::POLL;
+use super::lockout;
 use super::process::{self, lock};
 use super::procfs;
 use super::tool::blocking;
@@ -14,7 +15,7 @@ use tokio::time::sleep;
 /// PostgreSQL names the WAL segment that it replays in the title of its startup process, and what has come in that of its receiver. One that
 /// neither goes on to another segment, nor does any work, nor receives anything for this long waits.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
-const TITLE: &str = "startup recovering ";
+const TITLES: [&str; 2] = ["startup recovering ", "startup waiting for "];
 const RECEIVER: &str = "walreceiver streaming ";
 /// A process that waits wakes up now and then: this much work, in clock ticks of a hundredth of a second, is none.
 const IDLE_TICKS: u64 = 20;
@@ -62,6 +63,8 @@ pub(super) struct Recovery {
     since: Millis,
     /// Why it will never come.
     hopeless: Option<String>,
+    /// It waits at the end of its WAL, consistent, and lets nobody in.
+    pub locked_out: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +78,8 @@ enum Wait {
 /// How far a recovery has got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Replay {
+    /// The startup process: what was seen of another says nothing of this one.
+    pid: i32,
     segment: String,
     /// How far WAL was received, in PostgreSQL's words; slow lines bring less than a segment a minute.
     received: Option<String>,
@@ -84,7 +89,15 @@ struct Replay {
 
 impl Replay {
     fn got_on_since(&self, before: &Replay) -> bool {
-        (&self.segment, &self.received) != (&before.segment, &before.received) || self.worked >= before.worked + IDLE_TICKS
+        (self.pid, &self.segment, &self.received) != (before.pid, &before.segment, &before.received)
+            || self.worked >= before.worked + IDLE_TICKS
+    }
+}
+
+impl Recovery {
+    /// For how long it has not got on, while it starts.
+    pub fn idle(&self, now: Millis) -> Option<Duration> {
+        matches!(self.wait, Wait::Replay(_)).then(|| now.since(self.since))
     }
 }
 
@@ -100,16 +113,27 @@ impl Instance {
         let pgdata = self.layout.pgdata.clone();
         let found = blocking(move || recovering(&pgdata)).await;
         let now = self.clock.now();
+        let locked_out = self.is_locked_out(now).await;
         let mut known = lock(&self.recovery);
         *known = found.map(|found| match known.take() {
             Some(Recovery { wait: Wait::Replay(before), since, .. }) if !found.got_on_since(&before) => {
                 let stalled = now.since(since) >= STALLED_AFTER;
                 let words = || format!("its recovery waits for WAL after segment {}, which is nowhere to be had", before.segment);
                 let hopeless = stalled.then(words);
-                Recovery { wait: Wait::Replay(before), since, hopeless }
+                Recovery { wait: Wait::Replay(before), since, hopeless, locked_out }
             }
-            Some(_) | None => Recovery { wait: Wait::Replay(found), since: now, hopeless: None },
+            Some(_) | None => Recovery { wait: Wait::Replay(found), since: now, hopeless: None, locked_out: false },
         });
+    }
+
+    /// Does its log tell why a server does nothing, as it was last seen? Looked at until it does.
+    async fn is_locked_out(&self, now: Millis) -> bool {
+        let (known, idle) = match &*lock(&self.recovery) {
+            Some(seen) => (seen.locked_out, seen.idle(now) >= Some(lockout::LOCKED_OUT_AFTER)),
+            None => (false, false),
+        };
+        let layout = self.layout.clone();
+        known || (idle && blocking(move || lockout::is_at_its_end(&layout)).await)
     }
 
     /// Look at a standby that is up: is the WAL that it needs gone? The primary accepts its connection each time, so that it seems to
@@ -120,10 +144,10 @@ impl Instance {
         };
         let now = self.clock.now();
         let wait = Wait::Stream { position: facts.position, upstream: now_following };
-        let mut seen = Recovery { wait, since: now, hopeless: None };
+        let mut seen = Recovery { wait, since: now, hopeless: None, locked_out: false };
         match &*lock(&self.recovery) {
             // Another primary may have what the one before had not kept: its time begins anew.
-            Some(Recovery { wait: Wait::Stream { position, upstream }, since, hopeless })
+            Some(Recovery { wait: Wait::Stream { position, upstream }, since, hopeless, .. })
                 if *position == facts.position && *upstream == now_following =>
             {
                 (seen.since, seen.hopeless) = (*since, hopeless.clone());
@@ -150,6 +174,7 @@ impl Instance {
                 return Err(Error::NeedsClone(why));
             }
             match self.replayed().await {
+                Err(_) if self.lets_nobody_in() => return Ok(()),
                 Ok((_, true)) => return Ok(()),
                 Ok((replayed, false)) if replayed == reached => {}
                 Ok((replayed, false)) => (reached, since) = (replayed, self.clock.now()),
@@ -195,8 +220,8 @@ fn recovering(pgdata: &std::path::Path) -> Option<Replay> {
     let all: Vec<(i32, String)> = procfs::processes_in(pgdata).into_iter().map(|pid| (pid, procfs::command_line(pid))).collect();
     let after = |title: &str, words: &str| Some(title.split_once(words)?.1.trim().to_owned());
     let received = all.iter().find_map(|(_, title)| after(title, RECEIVER));
-    let (pid, segment) = all.iter().find_map(|(pid, title)| Some((*pid, after(title, TITLE)?)))?;
-    Some(Replay { segment, received, worked: procfs::ticks(pid)? })
+    let (pid, segment) = all.iter().find_map(|(pid, title)| Some((*pid, TITLES.iter().find_map(|words| after(title, words))?)))?;
+    Some(Replay { pid, segment, received, worked: procfs::ticks(pid)? })
 }
 
 #[cfg(test)]
@@ -234,8 +259,9 @@ mod tests {
 
     #[test]
     fn a_recovery_gets_on_while_anything_comes() {
-        let before = Replay { segment: "1".into(), received: Some("0/1".into()), worked: 5 };
+        let before = Replay { pid: 7, segment: "1".into(), received: Some("0/1".into()), worked: 5 };
         assert!(!before.got_on_since(&before));
+        assert!(Replay { pid: 8, ..before.clone() }.got_on_since(&before), "of another start");
         assert!(Replay { received: Some("0/2".into()), ..before.clone() }.got_on_since(&before));
         assert!(Replay { segment: "2".into(), ..before.clone() }.got_on_since(&before));
         assert!(Replay { worked: 5 + IDLE_TICKS, ..before.clone() }.got_on_since(&before));

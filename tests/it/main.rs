@@ -20,6 +20,7 @@ mod policies;
 mod ports;
 mod postgres_adoption;
 mod postgres_basic;
+mod postgres_lockout;
 mod postgres_refusals;
 mod postgres_replication;
 mod postgres_rig;

@@ -113,10 +113,9 @@ pub(super) const FAULTS: &[Fault] = &[
     fault(
         "savepoints-and-everybody-loses-power",
         Aim::Primary,
-        "All three lose power in the midst of a transaction with a hundred savepoints: no standby knows what was under way, and lets anybody in.",
+        "All three lose power in the midst of a transaction with a hundred savepoints: nobody knows what was under way, and PostgreSQL lets nobody in.",
         lose_power_amid_savepoints,
     )
-    .known("nobody's end of WAL is known, and no election ends, until the old primary was recovered by hand")
     .hold(2, 6),
     fault("everybody-freezes", Aim::Everyone, "All three datacenters freeze longer than any lease, and wake together.", |i| {
         i.all_targets().into_iter().try_for_each(|target| process::freeze(i, target))
