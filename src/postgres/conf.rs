@@ -79,7 +79,7 @@ pub(super) struct Promotion {
     pub timeline: Timeline,
 }
 
-/// Where the WAL of a standby ended when we stopped it, proved while it still ran. pg_control does not know it.
+/// Where the WAL of a standby ended when we stopped it: proved while it still ran, since pg_control need not know it, or as `lockout` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StoppedAt {
     pub timeline: Timeline,

@@ -87,8 +87,10 @@ impl Instance {
             self.activity.send_replace(Activity::Starting);
             return self.start(system, Some(upstream)).await;
         }
-        // One that lets nobody in is a standby.
-        if self.lockout_end().is_none() {
+        // One that lets nobody in is a standby; what it waits for comes now.
+        if self.lockout_end().is_some() {
+            self.forget_recovery();
+        } else {
             let session = self.session().await?;
             if session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("t") {
                 return Err(Error::NotStandby);

@@ -126,21 +126,24 @@ impl Instance {
         }
     }
 
-    /// Clean stop of whatever runs: a standby's end of WAL is remembered, because pg_control does not hold it.
+    /// Clean stop of whatever runs: a standby's end of WAL is remembered, because pg_control does not hold it for sure.
     pub async fn stop(&self, limit: Duration) -> Result<(), Error> {
         let _working = self.begin(Activity::Stopping)?;
         self.stop_cleanly(limit).await
     }
 
     pub(super) async fn stop_cleanly(&self, limit: Duration) -> Result<(), Error> {
-        let locked_out = self.lockout_control().await;
+        let before = self.before_stop().await;
         let end = match self.detach_running(Duration::from_secs(2)).await {
             Ok(()) => self.proved_end().await,
             Err(_) => None,
         };
-        self.signal_and_wait(Signal::INT, limit).await?;
+        self.signal_and_wait(Signal::INT, if before.is_some() { lockout::STOP_LIMIT } else { limit }).await?;
         let control = self.control_data().await?;
-        let end = end.or_else(|| lockout::end_after(&locked_out?, &control));
+        let end = match (end, before) {
+            (None, Some(before)) => self.end_after_stop(&before, &control).await,
+            (asked, _) => asked,
+        };
         if let (Some(end), LastState::ShutDownInRecovery) = (end, control.state) {
             let LocalEnd { timeline, lsn, replayed } = end;
             let stopped = StoppedAt { timeline, lsn, replayed, control: control.digest };

@@ -5,6 +5,7 @@
 //! So it is stopped, which makes pg_control say where its WAL ended; and it is promoted, or told whom to follow, without a session. Nothing
 //! is added to its WAL by that.
 
+use super::conf::SyncNames;
 use super::control::{ControlData, LastState};
 use super::durable::write_atomic;
 use super::error::Error;
@@ -14,7 +15,8 @@ use super::instance::Instance;
 use super::layout::Layout;
 use super::lifecycle::POLL;
 use super::process::{self, lock};
-use super::tool::blocking;
+use super::recovery::STALLED_AFTER;
+use super::tool::{self, blocking};
 use crate::ha::{PostgresFacts, PostgresState, Role};
 use crate::types::{Epoch, Lsn, Timeline, WalPosition};
 use rustix::process::Signal;
@@ -23,13 +25,16 @@ use tokio::time::sleep;
 use tokio_postgres::error::SqlState;
 
 /// For so long it has done nothing since it could have let somebody in: others do within milliseconds.
-pub(super) const LOCKED_OUT_AFTER: Duration = Duration::from_secs(2);
-/// A slow disk keeps one busy for a moment, too.
+const LOCKED_OUT_AFTER: Duration = Duration::from_secs(2);
+/// A slow disk keeps one waiting for a moment, too.
 const WAITS_AFTER: Duration = Duration::from_secs(5);
 /// Bytes of the log's end in which this start is looked for: everybody who is refused leaves a line.
 const LOOKED_AT: u64 = 1 << 20;
+/// Its stop may write all that it has replayed, and nobody is served by it meanwhile.
+pub(super) const STOP_LIMIT: Duration = Duration::from_secs(600);
+const WALDUMP_LIMIT: Duration = Duration::from_secs(30);
 /// What the log of this start says, in this order; PostgreSQL 15 to 18.
-const STARTS: &str = "LOG:  starting PostgreSQL";
+pub(super) const STARTS: &str = "LOG:  starting PostgreSQL";
 const CONSISTENT: &str = "LOG:  consistent recovery state reached";
 const WAITS: &str = "LOG:  waiting for WAL to become available";
 
@@ -37,7 +42,7 @@ impl Instance {
     /// Is it to be stopped, since nothing but a stop tells where its WAL ends? As of the last facts.
     #[must_use]
     pub fn locked_out(&self) -> bool {
-        self.lets_nobody_in() && self.lockout_end().is_none()
+        self.lets_nobody_in() && self.lockout_end().is_none() && !self.poisoned()
     }
 
     /// Is it consistent, with all of its WAL replayed, and yet open to nobody?
@@ -55,8 +60,8 @@ impl Instance {
     /// Where the WAL of a server ends that lets nobody in: there it had ended before this start, and nobody could add to it since.
     #[must_use]
     pub fn lockout_end(&self) -> Option<(Timeline, Lsn)> {
-        let begun = lock(&self.model).intent.alone.clone();
-        begun.and_then(|alone| alone.end).filter(|_| self.lets_nobody_in())
+        let alone = lock(&self.model).intent.alone.clone();
+        alone.and_then(|alone| alone.end).filter(|_| self.lets_nobody_in())
     }
 
     /// What can be said of a server that lets nobody in and whose end is known: it is a standby that runs.
@@ -77,17 +82,38 @@ impl Instance {
         })
     }
 
-    /// Before the stop of a server that lets nobody in and has followed nobody since its start; for [`end_after`].
-    pub(super) async fn lockout_control(&self) -> Option<ControlData> {
-        let alone = lock(&self.model).intent.alone.is_some();
-        if alone && self.lets_nobody_in() { self.control_data().await.ok() } else { None }
+    /// Of a server that lets nobody in, and has followed nobody since its start, before its stop.
+    pub(super) async fn before_stop(&self) -> Option<BeforeStop> {
+        let alone = lock(&self.model).intent.alone.clone().filter(|_| self.lets_nobody_in())?;
+        tracing::warn!("PostgreSQL lets nobody in (more than 64 subtransactions were under way): stopping it, to learn where its WAL ends");
+        Some(BeforeStop { known: alone.end, control: self.control_data().await.ok()? })
     }
 
-    /// New connections are refused by processes that were forked after the postmaster had read its files again: what those say is in force.
-    pub(super) async fn await_refusal(&self) -> Result<(), Error> {
+    /// Where its WAL ends, after a stop that left `after`.
+    pub(super) async fn end_after_stop(&self, before: &BeforeStop, after: &ControlData) -> Option<LocalEnd> {
+        let told = match end_after(&before.control, after) {
+            Some(end) if self.is_last(&end).await => Some(end),
+            Some(_) | None => None,
+        };
+        let Some((timeline, lsn)) = before.known else { return told };
+        Some(LocalEnd { timeline, lsn, replayed: told.is_some() || after.min_recovery_end >= lsn })
+    }
+
+    /// No further record can be read here, whatever made the server wait (INV-7). The tool fails where there is none.
+    async fn is_last(&self, end: &LocalEnd) -> bool {
+        let mut command = tool::command(&self.install(), "pg_waldump", &self.run_as, &self.layout.node_dir);
+        command.arg("--path").arg(self.layout.wal()).args(["--limit", "1"]);
+        command.args(["--timeline", &end.timeline.to_string(), "--start", &end.lsn.to_string()]);
+        matches!(tool::run(command, "pg_waldump", WALDUMP_LIMIT).await, Err(Error::Tool { .. }))
+    }
+
+    /// A connection that is refused shows that the postmaster has read its files again: it does that first. Whether it took `names` from
+    /// them is asked after the promotion; until it does, the list is one that nobody can confirm.
+    pub(super) async fn await_refusal(&self, names: &SyncNames) -> Result<(), Error> {
         match self.connect().await {
             Err(Error::Connect { source, .. }) if source.code() == Some(&SqlState::CANNOT_CONNECT_NOW) => Ok(()),
-            let_in_or_gone => let_in_or_gone.map(drop),
+            Err(gone) => Err(gone),
+            Ok(_) => self.await_names(names).await,
         }
     }
 
@@ -108,9 +134,21 @@ impl Instance {
     }
 }
 
-/// Does the server in this directory wait at the end of its own WAL, consistent, as its log says?
-pub(super) fn is_at_its_end(layout: &Layout) -> bool {
-    waits_at_its_end(&process::log_end(layout, LOOKED_AT))
+/// What the stop of a server that nobody can ask is compared with.
+pub(super) struct BeforeStop {
+    /// Where its WAL had ended before its start.
+    known: Option<(Timeline, Lsn)>,
+    control: ControlData,
+}
+
+/// Does the log of a server that has done nothing for so long say that it waits at the end of its own WAL, consistent? Where the log does not
+/// reach back to the start any more, a minute is enough: after a stop and a start it does.
+pub(super) fn is_at_its_end(layout: &Layout, idle: Duration) -> bool {
+    if idle < LOCKED_OUT_AFTER {
+        return false;
+    }
+    let log = process::log_end(layout, LOOKED_AT);
+    waits_at_its_end(&log) || (idle >= STALLED_AFTER && !log.contains(STARTS))
 }
 
 /// PURE: does a server with this log wait at the end of its own WAL, consistent?
@@ -119,7 +157,7 @@ fn waits_at_its_end(log: &str) -> bool {
     this_start.split_once(CONSISTENT).is_some_and(|(_, since)| since.contains(WAITS))
 }
 
-/// PURE: where the WAL of a locked out server ended, which `before` and `after` its clean stop had these contents of pg_control. A stop that
+/// PURE: how far a locked out server had replayed, which `before` and `after` its clean stop had these contents of pg_control. A stop that
 /// moves the checkpoint does not say how far replay had come; the stop of the next start does.
 pub(super) fn end_after(before: &ControlData, after: &ControlData) -> Option<LocalEnd> {
     let same = (before.checkpoint_timeline, before.checkpoint) == (after.checkpoint_timeline, after.checkpoint);

@@ -4,9 +4,9 @@
 //! reports `ha::PostgresFacts`. Deliberately absent: decisions, consensus, leases, timers that act by themselves.
 //!
 //! What safety rests on here: a seal means that no walreceiver runs nor can connect again (`follow`); a position is reported only
-//! when nothing can lie beyond it (`facts`, and `lockout` where nobody can ask); a rule counts when its marker was confirmed under it (INV-6, `rule`); a promotion takes
-//! the claimed timeline or is undone (INV-8, `promote`); the last good copy is kept aside, never wiped (INV-10, `basebackup`); a
-//! server started by us is a standby, and acknowledges nothing before it is promoted by us (`conf`).
+//! when nothing can lie beyond it (`facts`, and `lockout` where nobody can ask); a rule counts when its marker was confirmed under it
+//! (INV-6, `rule`); a promotion takes the claimed timeline or is undone (INV-8, `promote`); the last good copy is kept aside, never
+//! wiped (INV-10, `basebackup`); a server started by us is a standby, and acknowledges nothing before it is promoted by us (`conf`).
 
 mod basebackup;
 mod conf;

@@ -54,7 +54,7 @@ impl Instance {
         .await?;
         self.reload().await?;
         match locked_out {
-            Some(_) => self.await_refusal().await?,
+            Some(_) => self.await_refusal(&names).await?,
             None => self.await_names(&names).await?,
         }
         let (wal, run_as) = (self.layout.wal(), self.run_as.clone());

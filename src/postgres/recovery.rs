@@ -14,11 +14,14 @@ use tokio::time::sleep;
 
 /// PostgreSQL names the WAL segment that it replays in the title of its startup process, and what has come in that of its receiver. One that
 /// neither goes on to another segment, nor does any work, nor receives anything for this long waits.
-const STALLED_AFTER: Duration = Duration::from_secs(60);
+pub(super) const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// The second one stays where the next segment was never begun.
 const TITLES: [&str; 2] = ["startup recovering ", "startup waiting for "];
 const RECEIVER: &str = "walreceiver streaming ";
 /// A process that waits wakes up now and then: this much work, in clock ticks of a hundredth of a second, is none.
 const IDLE_TICKS: u64 = 20;
+/// Looks come twice a second at least.
+const UNSEEN: Duration = Duration::from_secs(5);
 
 /// What PostgreSQL says when this directory can never be started as a standby of its cluster again.
 const HOPELESS: &[&str] = &[
@@ -37,7 +40,7 @@ const STARVED_AFTER: Duration = Duration::from_secs(30);
 const WAL_GONE: [&str; 2] = ["could not receive data from WAL stream", "has already been removed"];
 /// What the log said before the last of these was about another stream, another upstream, or another start.
 const BEGINNINGS: [&str; 4] =
-    ["started streaming WAL", "restarted WAL streaming", "parameter \"primary_conninfo\" changed", "LOG:  starting PostgreSQL"];
+    ["started streaming WAL", "restarted WAL streaming", "parameter \"primary_conninfo\" changed", lockout::STARTS];
 /// What the startup process says, twice a second, when what was streamed does not continue what this copy holds: another has written a timeline of the
 /// same number, as when somebody promotes by hand during an election. At the end of what is on its disk it is said once, and rightly.
 const NO_SEQUEL: &[&str] = &[
@@ -61,6 +64,7 @@ const NO_SEQUEL_TIMES: usize = 30;
 pub(super) struct Recovery {
     wait: Wait,
     since: Millis,
+    looked: Millis,
     /// Why it will never come.
     hopeless: Option<String>,
     /// It waits at the end of its WAL, consistent, and lets nobody in.
@@ -89,8 +93,7 @@ struct Replay {
 
 impl Replay {
     fn got_on_since(&self, before: &Replay) -> bool {
-        (self.pid, &self.segment, &self.received) != (before.pid, &before.segment, &before.received)
-            || self.worked >= before.worked + IDLE_TICKS
+        (&self.segment, &self.received) != (&before.segment, &before.received) || self.worked >= before.worked + IDLE_TICKS
     }
 }
 
@@ -116,24 +119,30 @@ impl Instance {
         let locked_out = self.is_locked_out(now).await;
         let mut known = lock(&self.recovery);
         *known = found.map(|found| match known.take() {
-            Some(Recovery { wait: Wait::Replay(before), since, .. }) if !found.got_on_since(&before) => {
-                let stalled = now.since(since) >= STALLED_AFTER;
-                let words = || format!("its recovery waits for WAL after segment {}, which is nowhere to be had", before.segment);
+            Some(Recovery { wait: Wait::Replay(before), since, looked, .. }) if before.pid == found.pid => {
+                // While nobody looked, everybody may have been frozen.
+                let moved = found.got_on_since(&before) || now.since(looked) >= UNSEEN;
+                let since = if moved { now } else { since };
+                let stalled = now.since(since) >= STALLED_AFTER && !locked_out;
+                let words = || format!("its recovery waits for WAL after segment {}, which is nowhere to be had", found.segment);
                 let hopeless = stalled.then(words);
-                Recovery { wait: Wait::Replay(before), since, hopeless, locked_out }
+                Recovery { wait: Wait::Replay(if moved { found } else { before }), since, looked: now, hopeless, locked_out }
             }
-            Some(_) | None => Recovery { wait: Wait::Replay(found), since: now, hopeless: None, locked_out: false },
+            Some(_) | None => Recovery { wait: Wait::Replay(found), since: now, looked: now, hopeless: None, locked_out: false },
         });
     }
 
     /// Does its log tell why a server does nothing, as it was last seen? Looked at until it does.
     async fn is_locked_out(&self, now: Millis) -> bool {
-        let (known, idle) = match &*lock(&self.recovery) {
-            Some(seen) => (seen.locked_out, seen.idle(now) >= Some(lockout::LOCKED_OUT_AFTER)),
-            None => (false, false),
+        let idle = match &*lock(&self.recovery) {
+            Some(seen) if seen.locked_out => return true,
+            Some(seen) => seen.idle(now),
+            None => None,
         };
+        // What follows somebody waits for that one's WAL.
+        let Some(idle) = idle.filter(|_| self.following().is_none()) else { return false };
         let layout = self.layout.clone();
-        known || (idle && blocking(move || lockout::is_at_its_end(&layout)).await)
+        blocking(move || lockout::is_at_its_end(&layout, idle)).await
     }
 
     /// Look at a standby that is up: is the WAL that it needs gone? The primary accepts its connection each time, so that it seems to
@@ -144,7 +153,7 @@ impl Instance {
         };
         let now = self.clock.now();
         let wait = Wait::Stream { position: facts.position, upstream: now_following };
-        let mut seen = Recovery { wait, since: now, hopeless: None, locked_out: false };
+        let mut seen = Recovery { wait, since: now, looked: now, hopeless: None, locked_out: false };
         match &*lock(&self.recovery) {
             // Another primary may have what the one before had not kept: its time begins anew.
             Some(Recovery { wait: Wait::Stream { position, upstream }, since, hopeless, .. })
@@ -261,7 +270,6 @@ mod tests {
     fn a_recovery_gets_on_while_anything_comes() {
         let before = Replay { pid: 7, segment: "1".into(), received: Some("0/1".into()), worked: 5 };
         assert!(!before.got_on_since(&before));
-        assert!(Replay { pid: 8, ..before.clone() }.got_on_since(&before), "of another start");
         assert!(Replay { received: Some("0/2".into()), ..before.clone() }.got_on_since(&before));
         assert!(Replay { segment: "2".into(), ..before.clone() }.got_on_since(&before));
         assert!(Replay { worked: 5 + IDLE_TICKS, ..before.clone() }.got_on_since(&before));

@@ -119,8 +119,11 @@ async fn one_that_has_followed_somebody_since_its_start_tells_nothing_by_its_sto
     standby.sql("CHECKPOINT").await;
     standby.instance.demote().await.unwrap();
     until_locked_out(&standby).await;
-    stopped(&standby).await.position.unwrap();
+    let before = stopped(&standby).await.position.unwrap();
+    standby.instance.start_detached(None).await.unwrap();
+    standby.until("is known to run", |f| f.position == Some(before)).await;
     standby.instance.follow(primary.upstream(3), None, None).await.unwrap();
+    primary.sql("INSERT INTO t SELECT 0 FROM generate_series(1, 1000)").await;
     until("it lets nobody in, though it streams", || async {
         let facts = standby.facts().await;
         assert!(facts.state == PostgresState::Starting && facts.position.is_none(), "{facts:?}");

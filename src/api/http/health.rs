@@ -74,7 +74,8 @@ impl Node<'_> {
         let state = &snapshot.state;
         let me = snapshot.my_id();
         let facts = me.and_then(|me| snapshot.heard(me)).map(|o| &o.postgres);
-        let running = facts.is_some_and(|f| f.state == PostgresState::Running);
+        // One that lets nobody in has told nobody its version.
+        let running = facts.is_some_and(|f| f.state == PostgresState::Running && f.version_num > 0);
         let standby = running && facts.is_some_and(|f| f.role == Some(Role::Standby));
         let rule = state.rules.last().filter(|rule| rule.acks > 0);
         Node {
