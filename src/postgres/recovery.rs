@@ -164,11 +164,16 @@ impl Instance {
             Some(_) | None => {}
         }
         if now.since(seen.since) >= STARVED_AFTER && facts.streaming_from.is_none() && seen.hopeless.is_none() {
-            let layout = self.layout.clone();
-            let log = blocking(move || process::log_end(&layout, LOOKED_AT)).await;
-            seen.hopeless = starved_for_ever(&log).map(str::to_owned);
+            seen.hopeless = self.starved_for_ever().await.map(str::to_owned);
         }
         *lock(&self.recovery) = Some(seen);
+    }
+
+    /// Why nothing will come from its upstream, if its log tells.
+    pub(super) async fn starved_for_ever(&self) -> Option<&'static str> {
+        let layout = self.layout.clone();
+        let log = blocking(move || process::log_end(&layout, LOOKED_AT)).await;
+        starved_for_ever(&log)
     }
 
     /// Waits until a running, detached standby has replayed all of its WAL. One that stands still for a minute needs a copy.

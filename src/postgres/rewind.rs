@@ -25,6 +25,8 @@ const REWIND_LIMIT: Duration = Duration::from_secs(3600);
 const END: &str = "wal ended at ";
 /// From the start of the rewound server until it accepts connections: it fetches and replays what the primary wrote meanwhile.
 const CONSISTENT_LIMIT: Duration = Duration::from_secs(600);
+/// How often its log is asked meanwhile whether it waits in vain.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Instance {
     /// Rewinds the stopped directory against `source` and starts it as its standby, because only there it becomes consistent. When
@@ -99,12 +101,20 @@ impl Instance {
         tool::run(command, "pg_rewind", REWIND_LIMIT).await.map(drop)
     }
 
+    /// It begins at the last checkpoint before the divergence. pg_rewind takes away the WAL since then that the primary has not kept.
     async fn await_consistent(&self) -> Result<(), Error> {
+        let mut looked = self.clock.now();
         within(CONSISTENT_LIMIT, "becoming consistent after the rewind", async {
             while self.session().await.is_err() {
                 if self.supervisor.pid().is_none() {
                     let layout = self.layout.clone();
                     return Err(Error::NeedsClone(blocking(move || super::process::log_tail(&layout)).await));
+                }
+                if self.clock.now().since(looked) >= LOOK_EVERY {
+                    looked = self.clock.now();
+                    if let Some(why) = self.starved_for_ever().await {
+                        return Err(Error::NeedsClone(why.to_owned()));
+                    }
                 }
                 sleep(POLL).await;
             }

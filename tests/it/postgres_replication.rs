@@ -412,6 +412,40 @@ async fn a_standby_whose_wal_was_removed_says_so() {
     standby.instance.copy_from(&primary.upstream(1), None).await.unwrap();
 }
 
+/// pg_rewind takes away WAL that the new primary has not kept, from the last common checkpoint on; the rewound server would wait for it.
+#[tokio::test]
+async fn a_rewound_server_whose_wal_was_removed_is_copied_soon() {
+    const SEGMENTS: &str = "SELECT min(name) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'";
+    let old = Server::primary(1).await;
+    let winner = Server::standby(2, &old).await;
+    old.sql("CHECKPOINT").await;
+    let held = old.sql(SEGMENTS).await;
+    for n in 0..12 {
+        write(&old, &n.to_string()).await;
+        old.sql("SELECT pg_switch_wal()").await;
+    }
+    write(&old, "a").await;
+    until("it has all", || async { winner.sql("SELECT count(*) FROM t").await.as_deref() == Some("13") }).await;
+    winner.instance.detach(LIMIT).await.unwrap();
+    write(&old, "lost").await;
+    old.instance.demote().await.unwrap();
+    old.instance.start_detached(None).await.unwrap();
+    old.instance.replay_all().await.unwrap();
+    old.instance.stop(LIMIT).await.unwrap();
+    winner.instance.promote(Epoch(4), Timeline(4), &winner.alone(), LIMIT).await.unwrap();
+    winner.sql("CHECKPOINT").await;
+    assert!(winner.sql(SEGMENTS).await > held, "more than wal_keep_size was written");
+    let begun = Instant::now();
+    // A newer PostgreSQL keeps what the rewound server needs.
+    if let Err(refused) = old.instance.rewind(&winner.upstream(4), None).await {
+        assert!(matches!(&refused, Error::NeedsClone(why) if why.contains("has not kept the WAL")), "{refused}");
+        assert!(old.instance.poisoned() && begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+        old.instance.copy_from(&winner.upstream(4), None).await.unwrap();
+        old.instance.follow(winner.upstream(4), None, None).await.unwrap();
+    }
+    old.until("streams", |f| f.streaming_from == Some(NodeId(2)) && f.timeline == Some(Timeline(4))).await;
+}
+
 /// Somebody promotes a standby by hand while another is elected: both write a timeline of one number, and no rewind could tell them apart.
 #[tokio::test]
 async fn a_standby_with_another_timeline_of_the_same_number_says_so() {
