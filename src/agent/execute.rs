@@ -18,6 +18,8 @@ const LEASE_TIMEOUT: Duration = Duration::from_secs(2);
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Clean stop of a standby.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same where nobody is let in: it may write all that was replayed, and nobody is served by it meanwhile.
+const LOCKED_OUT_STOP_TIMEOUT: Duration = Duration::from_secs(600);
 /// Shutdown checkpoint and shipping of the WAL, after which lagging walsenders are ended.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Standbys confirm within milliseconds; one attempt is given up in time for a newer rule.
@@ -99,6 +101,7 @@ pub async fn execute(deps: Deps, state: Arc<ClusterState>, action: Action) -> Re
         Action::AcquireLease { epoch } => acquire(&deps, &state, epoch).await?,
         Action::InitDb => init_db(&deps, &state).await?,
         Action::StartDetached => start_detached(&deps, &state).await?,
+        Action::Stop if pg.locked_out() => pg.stop(LOCKED_OUT_STOP_TIMEOUT).await?,
         Action::Stop => pg.stop(STOP_TIMEOUT).await?,
         Action::Follow { primary, epoch } => {
             or_clone(pg.follow(upstream(&state, primary, epoch)?, state.system, deps.descent.as_ref()).await)?;

@@ -28,6 +28,8 @@ pub(super) struct ControlData {
     pub checkpoint_timeline: Timeline,
     pub min_recovery_end: Lsn,
     pub min_recovery_timeline: Timeline,
+    /// Bytes.
+    pub wal_segment: u64,
     pub checksums: bool,
     /// Sizes that a standby must not undercut, under their parameter's name.
     pub sizes: BTreeMap<String, u64>,
@@ -51,6 +53,7 @@ impl ControlData {
         let lsn = |what: &'static str| get(what)?.parse::<Lsn>().map_err(|_| bad(what));
         let timeline = |what: &'static str| get(what)?.parse::<u32>().map(Timeline).map_err(|_| bad(what));
         const SYSTEM: &str = "Database system identifier";
+        const SEGMENT: &str = "Bytes per WAL segment";
         let state = match get("Database cluster state")? {
             "shut down" => LastState::ShutDown,
             "shut down in recovery" => LastState::ShutDownInRecovery,
@@ -71,10 +74,17 @@ impl ControlData {
             checkpoint_timeline: timeline("Latest checkpoint's TimeLineID")?,
             min_recovery_end: lsn("Minimum recovery ending location")?,
             min_recovery_timeline: timeline("Min recovery ending loc's timeline")?,
+            wal_segment: get(SEGMENT)?.parse().ok().filter(|size| *size > 0).ok_or_else(|| bad(SEGMENT))?,
             checksums: get("Data page checksum version")? != "0",
             sizes,
             digest: format!("{:08x}", crc32c::crc32c(text.as_bytes())),
         })
+    }
+
+    /// Name of the file with the WAL at `lsn`.
+    pub fn wal_file(&self, timeline: Timeline, lsn: Lsn) -> String {
+        let (segment, each) = (lsn.0 / self.wal_segment, (1 << 32) / self.wal_segment);
+        format!("{:08X}{:08X}{:08X}", timeline.0, segment / each, segment % each)
     }
 
     /// Timeline of the newest WAL that pg_control knows of.
@@ -95,6 +105,7 @@ Latest checkpoint location:           0/3000060
 Latest checkpoint's TimeLineID:       4
 Minimum recovery ending location:     0/3000148
 Min recovery ending loc's timeline:   4
+Bytes per WAL segment:                16777216
 max_connections setting:              250
 max_worker_processes setting:         8
 max_wal_senders setting:              10
@@ -124,6 +135,7 @@ Data page checksum version:           1
         assert_eq!(control.timeline(), Timeline(4));
         assert_eq!(control.sizes["max_connections"], 250);
         assert!(control.checksums);
+        assert_eq!(control.wal_file(Timeline(10), Lsn(0x2_FE00_0028)), "0000000A00000002000000FE");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::instance::{Activity, Instance, QUERY_LIMIT, data_major};
 use super::process::{Postmaster, lock};
 use super::procfs::{self, PidFile};
 use super::tool::{blocking, within};
-use super::{conf, history, lockout};
+use super::{conf, history};
 use crate::types::SystemId;
 use rustix::process::Signal;
 use std::sync::atomic::Ordering;
@@ -138,7 +138,7 @@ impl Instance {
             Ok(()) => self.proved_end().await,
             Err(_) => None,
         };
-        self.signal_and_wait(Signal::INT, if before.is_some() { lockout::STOP_LIMIT } else { limit }).await?;
+        self.signal_and_wait(Signal::INT, limit).await?;
         let control = self.control_data().await?;
         let end = match (end, before) {
             (None, Some(before)) => self.end_after_stop(&before, &control).await,

@@ -30,9 +30,9 @@ const LOCKED_OUT_AFTER: Duration = Duration::from_secs(2);
 const WAITS_AFTER: Duration = Duration::from_secs(5);
 /// Bytes of the log's end in which this start is looked for: everybody who is refused leaves a line.
 const LOOKED_AT: u64 = 1 << 20;
-/// Its stop may write all that it has replayed, and nobody is served by it meanwhile.
-pub(super) const STOP_LIMIT: Duration = Duration::from_secs(600);
 const WALDUMP_LIMIT: Duration = Duration::from_secs(30);
+/// What pg_waldump says where there is nothing, and of a segment that was made and never written.
+const NO_RECORD: [&str; 2] = ["could not find a valid record after", "WAL segment size"];
 /// What the log of this start says, in this order; PostgreSQL 15 to 18.
 pub(super) const STARTS: &str = "LOG:  starting PostgreSQL";
 const CONSISTENT: &str = "LOG:  consistent recovery state reached";
@@ -42,12 +42,19 @@ impl Instance {
     /// Is it to be stopped, since nothing but a stop tells where its WAL ends? As of the last facts.
     #[must_use]
     pub fn locked_out(&self) -> bool {
-        self.lets_nobody_in() && self.lockout_end().is_none() && !self.poisoned()
+        (self.is_in_the_dark() || (self.lets_nobody_in() && self.lockout_end().is_none())) && !self.poisoned()
     }
 
     /// Is it consistent, with all of its WAL replayed, and yet open to nobody?
     pub(super) fn lets_nobody_in(&self) -> bool {
         lock(&self.recovery).as_ref().is_some_and(|recovery| recovery.locked_out)
+    }
+
+    /// Nobody can tell whether a server that starts, alone, and has done nothing for a minute lets nobody in: its log does not reach back to its
+    /// start any more. When it starts anew it does.
+    fn is_in_the_dark(&self) -> bool {
+        let alone = lock(&self.model).intent.alone.is_some();
+        alone && lock(&self.recovery).as_ref().is_some_and(|recovery| recovery.in_the_dark)
     }
 
     /// Has a server that starts as somebody's standby done nothing for so long that it waits for what that one would send?
@@ -92,19 +99,28 @@ impl Instance {
     /// Where its WAL ends, after a stop that left `after`.
     pub(super) async fn end_after_stop(&self, before: &BeforeStop, after: &ControlData) -> Option<LocalEnd> {
         let told = match end_after(&before.control, after) {
-            Some(end) if self.is_last(&end).await => Some(end),
+            Some(end) if self.is_last(&end, after).await => Some(end),
             Some(_) | None => None,
         };
         let Some((timeline, lsn)) = before.known else { return told };
         Some(LocalEnd { timeline, lsn, replayed: told.is_some() || after.min_recovery_end >= lsn })
     }
 
-    /// No further record can be read here, whatever made the server wait (INV-7). The tool fails where there is none.
-    async fn is_last(&self, end: &LocalEnd) -> bool {
+    /// Can no further record be read here? Whatever made the server wait, more WAL would be no end (INV-7).
+    async fn is_last(&self, end: &LocalEnd, control: &ControlData) -> bool {
+        let segment = self.layout.wal().join(control.wal_file(end.timeline, end.lsn));
+        let path = segment.clone();
+        if blocking(move || matches!(path.try_exists(), Ok(false))).await {
+            return true;
+        }
         let mut command = tool::command(&self.install(), "pg_waldump", &self.run_as, &self.layout.node_dir);
-        command.arg("--path").arg(self.layout.wal()).args(["--limit", "1"]);
-        command.args(["--timeline", &end.timeline.to_string(), "--start", &end.lsn.to_string()]);
-        matches!(tool::run(command, "pg_waldump", WALDUMP_LIMIT).await, Err(Error::Tool { .. }))
+        command.args(["--limit", "1", "--timeline", &end.timeline.to_string(), "--start", &end.lsn.to_string()]).arg(segment);
+        let said = tool::run(command, "pg_waldump", WALDUMP_LIMIT).await;
+        let last = matches!(&said, Err(Error::Tool { output, .. }) if NO_RECORD.iter().any(|words| output.contains(words)));
+        if !last {
+            tracing::warn!(end = %end.lsn, ?said, "PostgreSQL was stopped before it had replayed all of its WAL, or nobody can tell: starting it again");
+        }
+        last
     }
 
     /// A connection that is refused shows that the postmaster has read its files again: it does that first. Whether it took `names` from
@@ -141,14 +157,24 @@ pub(super) struct BeforeStop {
     control: ControlData,
 }
 
-/// Does the log of a server that has done nothing for so long say that it waits at the end of its own WAL, consistent? Where the log does not
-/// reach back to the start any more, a minute is enough: after a stop and a start it does.
-pub(super) fn is_at_its_end(layout: &Layout, idle: Duration) -> bool {
-    if idle < LOCKED_OUT_AFTER {
-        return false;
+/// What the log says of a server that has done nothing for so long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct LogSays {
+    /// It waits at the end of its own WAL, consistent.
+    pub at_its_end: bool,
+    /// Nothing of its start any more.
+    pub forgotten: bool,
+}
+
+impl LogSays {
+    pub fn of(layout: &Layout, idle: Duration) -> LogSays {
+        if idle < LOCKED_OUT_AFTER {
+            return LogSays::default();
+        }
+        let log = process::log_end(layout, LOOKED_AT);
+        let at_its_end = waits_at_its_end(&log);
+        LogSays { at_its_end, forgotten: !at_its_end && idle >= STALLED_AFTER && !log.contains(STARTS) }
     }
-    let log = process::log_end(layout, LOOKED_AT);
-    waits_at_its_end(&log) || (idle >= STALLED_AFTER && !log.contains(STARTS))
 }
 
 /// PURE: does a server with this log wait at the end of its own WAL, consistent?

@@ -3,7 +3,7 @@
 use super::error::Error;
 use super::instance::Instance;
 use super::lifecycle::POLL;
-use super::lockout;
+use super::lockout::{self, LogSays};
 use super::process::{self, lock};
 use super::procfs;
 use super::tool::blocking;
@@ -69,6 +69,8 @@ pub(super) struct Recovery {
     hopeless: Option<String>,
     /// It waits at the end of its WAL, consistent, and lets nobody in.
     pub locked_out: bool,
+    /// It has waited for a minute, and its log has forgotten its start.
+    pub in_the_dark: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -98,6 +100,10 @@ impl Replay {
 }
 
 impl Recovery {
+    fn begun(wait: Wait, now: Millis) -> Recovery {
+        Recovery { wait, since: now, looked: now, hopeless: None, locked_out: false, in_the_dark: false }
+    }
+
     /// For how long it has not got on, while it starts.
     pub fn idle(&self, now: Millis) -> Option<Duration> {
         matches!(self.wait, Wait::Replay(_)).then(|| now.since(self.since))
@@ -116,33 +122,35 @@ impl Instance {
         let pgdata = self.layout.pgdata.clone();
         let found = blocking(move || recovering(&pgdata)).await;
         let now = self.clock.now();
-        let locked_out = self.is_locked_out(now).await;
+        let LogSays { at_its_end, forgotten } = self.log_says(now).await;
         let mut known = lock(&self.recovery);
         *known = found.map(|found| match known.take() {
             Some(Recovery { wait: Wait::Replay(before), since, looked, .. }) if before.pid == found.pid => {
                 // While nobody looked, everybody may have been frozen.
                 let moved = found.got_on_since(&before) || now.since(looked) >= UNSEEN;
                 let since = if moved { now } else { since };
-                let stalled = now.since(since) >= STALLED_AFTER && !locked_out;
+                // What streams may yet tell what was under way, however long nothing is written.
+                let stalled = now.since(since) >= STALLED_AFTER && !at_its_end && found.received.is_none();
                 let words = || format!("its recovery waits for WAL after segment {}, which is nowhere to be had", found.segment);
                 let hopeless = stalled.then(words);
-                Recovery { wait: Wait::Replay(if moved { found } else { before }), since, looked: now, hopeless, locked_out }
+                let wait = Wait::Replay(if moved { found } else { before });
+                Recovery { wait, since, looked: now, hopeless, locked_out: at_its_end, in_the_dark: forgotten }
             }
-            Some(_) | None => Recovery { wait: Wait::Replay(found), since: now, looked: now, hopeless: None, locked_out: false },
+            Some(_) | None => Recovery::begun(Wait::Replay(found), now),
         });
     }
 
-    /// Does its log tell why a server does nothing, as it was last seen? Looked at until it does.
-    async fn is_locked_out(&self, now: Millis) -> bool {
+    /// Why a server does nothing, as it was last seen. Looked for until it is found.
+    async fn log_says(&self, now: Millis) -> LogSays {
         let idle = match &*lock(&self.recovery) {
-            Some(seen) if seen.locked_out => return true,
+            Some(seen) if seen.locked_out => return LogSays { at_its_end: true, forgotten: false },
             Some(seen) => seen.idle(now),
             None => None,
         };
         // What follows somebody waits for that one's WAL.
-        let Some(idle) = idle.filter(|_| self.following().is_none()) else { return false };
+        let Some(idle) = idle.filter(|_| self.following().is_none()) else { return LogSays::default() };
         let layout = self.layout.clone();
-        blocking(move || lockout::is_at_its_end(&layout, idle)).await
+        blocking(move || LogSays::of(&layout, idle)).await
     }
 
     /// Look at a standby that is up: is the WAL that it needs gone? The primary accepts its connection each time, so that it seems to
@@ -153,7 +161,7 @@ impl Instance {
         };
         let now = self.clock.now();
         let wait = Wait::Stream { position: facts.position, upstream: now_following };
-        let mut seen = Recovery { wait, since: now, looked: now, hopeless: None, locked_out: false };
+        let mut seen = Recovery::begun(wait, now);
         match &*lock(&self.recovery) {
             // Another primary may have what the one before had not kept: its time begins anew.
             Some(Recovery { wait: Wait::Stream { position, upstream }, since, hopeless, .. })
