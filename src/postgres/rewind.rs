@@ -101,7 +101,8 @@ impl Instance {
         tool::run(command, "pg_rewind", REWIND_LIMIT).await.map(drop)
     }
 
-    /// It begins at the last checkpoint before the divergence. pg_rewind takes away the WAL since then that the primary has not kept.
+    /// It begins where the last common checkpoint began; pg_rewind leaves WAL since that one's record only, and takes away what is older and the
+    /// primary has not kept.
     async fn await_consistent(&self) -> Result<(), Error> {
         let mut looked = self.clock.now();
         within(CONSISTENT_LIMIT, "becoming consistent after the rewind", async {
