@@ -211,7 +211,7 @@ impl Instance {
     }
 
     /// Read once per timeline and server: a history file does not change while a server uses it.
-    async fn known_ancestry(&self, timeline: Timeline) -> Option<history::Ancestry> {
+    pub(super) async fn known_ancestry(&self, timeline: Timeline) -> Option<history::Ancestry> {
         if let Some((_, ancestry)) = lock(&self.ancestry).as_ref().filter(|(known, _)| *known == timeline) {
             return Some(ancestry.clone());
         }

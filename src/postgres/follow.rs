@@ -91,8 +91,7 @@ impl Instance {
         if self.lockout_end().is_some() {
             self.forget_recovery();
         } else {
-            let session = self.session().await?;
-            if session.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("t") {
+            if !self.recovers().await? {
                 return Err(Error::NotStandby);
             }
             if let Some(descent) = descent

@@ -10,7 +10,6 @@ use super::control::{ControlData, LastState};
 use super::durable::write_atomic;
 use super::error::Error;
 use super::facts::LocalEnd;
-use super::history;
 use super::instance::Instance;
 use super::layout::Layout;
 use super::lifecycle::POLL;
@@ -75,8 +74,7 @@ impl Instance {
     pub(super) async fn lockout_facts(&self, writers: &(dyn Fn(Timeline) -> Option<Epoch> + Sync)) -> Option<PostgresFacts> {
         let (timeline, lsn) = self.lockout_end()?;
         let control = self.cached_control().await.ok()?;
-        let wal = self.layout.wal();
-        let ancestry = blocking(move || history::ancestry(&wal, timeline)).await.ok()?;
+        let ancestry = self.known_ancestry(timeline).await?;
         Some(PostgresFacts {
             state: PostgresState::Running,
             role: Some(Role::Standby),
@@ -185,7 +183,7 @@ fn waits_at_its_end(log: &str) -> bool {
 
 /// PURE: how far a locked out server had replayed, which `before` and `after` its clean stop had these contents of pg_control. A stop that
 /// moves the checkpoint does not say how far replay had come; the stop of the next start does.
-pub(super) fn end_after(before: &ControlData, after: &ControlData) -> Option<LocalEnd> {
+fn end_after(before: &ControlData, after: &ControlData) -> Option<LocalEnd> {
     let same = (before.checkpoint_timeline, before.checkpoint) == (after.checkpoint_timeline, after.checkpoint);
     let told = same && after.state == LastState::ShutDownInRecovery && after.min_recovery_end > Lsn::default();
     told.then_some(LocalEnd { timeline: after.min_recovery_timeline, lsn: after.min_recovery_end, replayed: true })

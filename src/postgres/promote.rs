@@ -79,13 +79,12 @@ impl Instance {
         self.create_slots(rule.standbys.iter().copied()).await
     }
 
-    async fn recovers(&self) -> Result<bool, Error> {
+    pub(super) async fn recovers(&self) -> Result<bool, Error> {
         Ok(self.session().await?.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() != Some("f"))
     }
 
     async fn standby_timeline(&self) -> Result<Timeline, Error> {
-        let recovers = self.session().await?.value("SELECT pg_is_in_recovery()", QUERY_LIMIT).await?.as_deref() == Some("t");
-        if recovers { Ok(self.identify().await?.timeline) } else { Err(Error::NotStandby) }
+        if self.recovers().await? { Ok(self.identify().await?.timeline) } else { Err(Error::NotStandby) }
     }
 
     /// A promotion that was broken off has left its history before any WAL: PostgreSQL would take the next number then, which nobody has

@@ -24,6 +24,16 @@ async fn until_replayed(standby: &Server, primary: &Server) -> Lsn {
     end
 }
 
+/// A standby whose last checkpoint, too, lies in the midst of that transaction.
+async fn pair_amid_savepoints() -> (Server, Server, tokio_postgres::Client) {
+    let primary = Server::primary(1).await;
+    let standby = Server::standby(2, &primary).await;
+    let open = many_savepoints(&primary).await;
+    until_replayed(&standby, &primary).await;
+    standby.sql("CHECKPOINT").await;
+    (primary, standby, open)
+}
+
 /// A start after a crash, until nobody was let in for its moment.
 async fn until_locked_out(server: &Server) {
     server.instance.start_detached(None).await.unwrap();
@@ -75,11 +85,7 @@ async fn a_crashed_primary_that_lets_nobody_in_tells_its_end_and_is_promoted() {
 /// INV-7: a stop that makes a restartpoint does not say how far replay had come; what it says would be too little.
 #[tokio::test]
 async fn a_standby_that_lets_nobody_in_tells_all_of_its_wal_and_follows_whoever_is_promoted() {
-    let primary = Server::primary(1).await;
-    let standby = Server::standby(2, &primary).await;
-    let open = many_savepoints(&primary).await;
-    until_replayed(&standby, &primary).await;
-    standby.sql("CHECKPOINT").await;
+    let (primary, standby, open) = pair_amid_savepoints().await;
     primary.sql("CHECKPOINT").await;
     primary.sql("INSERT INTO t SELECT 0 FROM generate_series(1, 10000)").await;
     let end = until_replayed(&standby, &primary).await;
@@ -112,11 +118,7 @@ async fn a_standby_that_lets_nobody_in_tells_all_of_its_wal_and_follows_whoever_
 /// What it received since its start may lie beyond what it has replayed when it is stopped (INV-7).
 #[tokio::test]
 async fn one_that_has_followed_somebody_since_its_start_tells_nothing_by_its_stop() {
-    let primary = Server::primary(1).await;
-    let standby = Server::standby(2, &primary).await;
-    let _open = many_savepoints(&primary).await;
-    until_replayed(&standby, &primary).await;
-    standby.sql("CHECKPOINT").await;
+    let (primary, standby, _open) = pair_amid_savepoints().await;
     standby.instance.demote().await.unwrap();
     until_locked_out(&standby).await;
     let before = stopped(&standby).await.position.unwrap();
