@@ -54,6 +54,8 @@ pub struct Shared {
     sessions: AtomicU64,
     view: watch::Sender<Arc<Topology>>,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
+    /// Nothing new begins on the primary, and the fewer servers it has the sooner it has shut down.
+    draining: Arc<AtomicBool>,
     links: Mutex<Vec<Weak<Link>>>,
     greetings: Mutex<HashMap<Greeting, Arc<Parameters>>>,
     learned: RwLock<HashSet<u64>>,
@@ -99,6 +101,7 @@ impl Shared {
             sessions: AtomicU64::new(0),
             view: watch::Sender::new(Arc::default()),
             pools: Mutex::default(),
+            draining: Arc::default(),
             links: Mutex::default(),
             greetings: Mutex::default(),
             learned: RwLock::default(),
@@ -146,8 +149,11 @@ impl Shared {
                 link.cut(Cut::Fenced);
             }
         }
+        let draining = matches!(topology.write, WriteGate::Draining { .. });
+        // Before the idle ones are looked at, whose lock orders this before every later return.
+        self.draining.store(draining, Relaxed);
         for pool in self.all_pools() {
-            pool.prune(|server| !covers(&topology, &server.link) || is_done(&topology, &server.link));
+            pool.prune(|server| !covers(&topology, &server.link) || (draining && server.link.to_primary));
         }
     }
 
@@ -182,7 +188,7 @@ impl Shared {
         let key = PoolKey { database: database.to_owned(), user: user.to_owned(), node };
         let (_, size) = self.config.pool(database, user);
         let mut pools = locked(&self.pools);
-        Arc::clone(pools.entry(key.clone()).or_insert_with(|| Pool::new(key, size)))
+        Arc::clone(pools.entry(key.clone()).or_insert_with(|| Pool::new(key, size, Arc::clone(&self.draining))))
     }
 
     /// Clients that have or await a server connection of this user on `node`.
@@ -291,11 +297,6 @@ impl Shared {
             pools,
         }
     }
-}
-
-/// Of no use any more, once it is idle: nothing new begins on a primary that drains, and the fewer servers it has the sooner it has shut down.
-fn is_done(topology: &Topology, link: &Link) -> bool {
-    link.to_primary && matches!(topology.write, WriteGate::Draining { .. })
 }
 
 /// Whether `link` may go on under `topology` (INV-11).

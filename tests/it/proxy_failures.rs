@@ -349,6 +349,7 @@ async fn a_drain_lets_transactions_end_and_cancels_the_rest_at_its_deadline() {
             ending.simple_query("insert into t values (2)").await.expect("in flight");
             ending.simple_query("commit").await.expect("may end");
             eventually("it is counted out", || front.handle.drain_state() == (revision, 2)).await;
+            eventually("so is a server that comes back meanwhile", || idle() == 0).await;
             front.handle.cancel_in_flight().await;
             tokio::time::timeout(Duration::from_secs(5), front.handle.drained(revision)).await.expect("drained");
             // The switchover is called off: the same primary goes on.

@@ -9,7 +9,7 @@ use super::server::{Server, Variant};
 use super::stats::PoolStats;
 use crate::types::NodeId;
 use inner::{Grant, Inner, Turn};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
@@ -27,6 +27,8 @@ type Wake = oneshot::Sender<Granted>;
 pub struct Pool {
     key: PoolKey,
     inner: Mutex<Inner<Server, Arc<Variant>, Wake>>,
+    /// The primary drains: what comes back from it is of no use any more.
+    draining: Arc<AtomicBool>,
     checkouts: AtomicU64,
     connects: AtomicU64,
 }
@@ -76,8 +78,9 @@ impl Drop for Waiting {
 impl Pool {
     /// An empty pool of at most `size` connections.
     #[must_use]
-    pub fn new(key: PoolKey, size: u32) -> Arc<Pool> {
-        Arc::new(Pool { key, inner: Mutex::new(Inner::new(size)), checkouts: AtomicU64::new(0), connects: AtomicU64::new(0) })
+    pub fn new(key: PoolKey, size: u32, draining: Arc<AtomicBool>) -> Arc<Pool> {
+        let inner = Mutex::new(Inner::new(size));
+        Arc::new(Pool { key, inner, draining, checkouts: AtomicU64::new(0), connects: AtomicU64::new(0) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<Server, Arc<Variant>, Wake>> {
@@ -192,6 +195,10 @@ impl Lease {
         let (woken, close) = self.pool.lock().release(server, variant, home);
         drop(close);
         self.pool.wake(woken);
+        // Looked at after it came back: whichever comes first, the drain's own look or this, one of the two sees the other.
+        if self.pool.draining.load(Relaxed) {
+            self.pool.prune(|server| server.link.to_primary);
+        }
     }
 }
 
