@@ -101,7 +101,7 @@ pub async fn execute(deps: Deps, state: Arc<ClusterState>, action: Action) -> Re
         Action::AcquireLease { epoch } => acquire(&deps, &state, epoch).await?,
         Action::InitDb => init_db(&deps, &state).await?,
         Action::StartDetached => start_detached(&deps, &state).await?,
-        Action::Stop if pg.locked_out() => pg.stop(LOCKED_OUT_STOP_TIMEOUT).await?,
+        Action::Stop if pg.locked_out().is_some() => pg.stop(LOCKED_OUT_STOP_TIMEOUT).await?,
         Action::Stop => pg.stop(STOP_TIMEOUT).await?,
         Action::Follow { primary, epoch } => {
             or_clone(pg.follow(upstream(&state, primary, epoch)?, state.system, deps.descent.as_ref()).await)?;

@@ -112,7 +112,7 @@ impl Loop {
             let streams = self.flight.is_some() || local.postgres.streaming_from.is_some();
             let again = self.memory.follow_again(state.epoch, &step.reason, streams, now);
             if self.flight.is_none()
-                && let Some(action) = step.action.or(again).or(self.let_out(&state))
+                && let Some(action) = step.action.or(again).or_else(|| self.let_out(&state))
                 && self.memory.backoff.allows(&action, self.agent.clock.now())
             {
                 self.launch(&state, &local, action).await?;
@@ -133,11 +133,19 @@ impl Loop {
     /// A server that lets nobody in tells where its WAL ends when it is stopped. One that follows its primary waits for what that will send,
     /// unless there is none: it turns away when it starts anew.
     fn let_out(&self, s: &ClusterState) -> Option<Action> {
-        let waits = match self.memory.following {
-            None => self.agent.postgres.locked_out(),
-            Some(_) => matches!(s.phase, Phase::Electing { .. }) && self.agent.postgres.waits_for_upstream(),
+        if !self.memory.backoff.allows(&Action::Stop, self.agent.clock.now()) {
+            return None;
+        }
+        let why = match self.memory.following {
+            None => self.agent.postgres.locked_out()?,
+            Some((primary, _)) if matches!(s.phase, Phase::Electing { .. }) && self.agent.postgres.waits_for_upstream() => {
+                tracing::info!(%primary, "PostgreSQL waits for WAL of a primary that is gone: stopping it, to turn away from that one");
+                return Some(Action::Stop);
+            }
+            Some(_) => return None,
         };
-        waits.then_some(Action::Stop)
+        tracing::warn!("PostgreSQL lets nobody in: stopping it, {why}");
+        Some(Action::Stop)
     }
 
     fn tick(&self, s: &ClusterState) -> Duration {

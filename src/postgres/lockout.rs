@@ -38,10 +38,16 @@ const CONSISTENT: &str = "LOG:  consistent recovery state reached";
 const WAITS: &str = "LOG:  waiting for WAL to become available";
 
 impl Instance {
-    /// Is it to be stopped, since nothing but a stop tells where its WAL ends? As of the last facts.
+    /// Why it is to be stopped, if so: nothing but a stop tells where its WAL ends. As of the last facts.
     #[must_use]
-    pub fn locked_out(&self) -> bool {
-        (self.is_in_the_dark() || (self.lets_nobody_in() && self.lockout_end().is_none())) && !self.poisoned()
+    pub fn locked_out(&self) -> Option<&'static str> {
+        if self.poisoned() {
+            return None;
+        }
+        if self.lets_nobody_in() && self.lockout_end().is_none() {
+            return Some("to learn where its WAL ends (more than 64 subtransactions were under way)");
+        }
+        self.is_in_the_dark().then_some("since its log does not tell any more why")
     }
 
     /// Is it consistent, with all of its WAL replayed, and yet open to nobody?
@@ -90,7 +96,6 @@ impl Instance {
     /// Of a server that lets nobody in, and has followed nobody since its start, before its stop.
     pub(super) async fn before_stop(&self) -> Option<BeforeStop> {
         let alone = lock(&self.model).intent.alone.clone().filter(|_| self.lets_nobody_in())?;
-        tracing::warn!("PostgreSQL lets nobody in (more than 64 subtransactions were under way): stopping it, to learn where its WAL ends");
         Some(BeforeStop { known: alone.end, control: self.control_data().await.ok()? })
     }
 

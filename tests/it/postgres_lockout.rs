@@ -40,7 +40,7 @@ async fn until_locked_out(server: &Server) {
     until("it has waited for its moment", || async {
         let facts = server.facts().await;
         assert!(facts.state == PostgresState::Starting && facts.position.is_none(), "{facts:?}");
-        server.instance.locked_out()
+        server.instance.locked_out().is_some()
     })
     .await;
 }
@@ -64,7 +64,7 @@ async fn a_crashed_primary_that_lets_nobody_in_tells_its_end_and_is_promoted() {
     until_locked_out(&server).await;
     // The node, too, is another one since.
     let server = server.reopen().await;
-    until("it is seen anew", || async { server.facts().await.position.is_none() && server.instance.locked_out() }).await;
+    until("it is seen anew", || async { server.facts().await.position.is_none() && server.instance.locked_out().is_some() }).await;
     let told = stopped(&server).await;
     assert_eq!(told.timeline, own);
     assert!(told.position.unwrap().lsn >= committed, "{told:?}");
@@ -72,7 +72,7 @@ async fn a_crashed_primary_that_lets_nobody_in_tells_its_end_and_is_promoted() {
     server.instance.start_detached(None).await.unwrap();
     let waits = server.until("is known to run", |f| f.state == PostgresState::Running).await;
     assert_eq!((waits.role, waits.position, waits.timeline, waits.ancestry), (Some(Role::Standby), told.position, own, told.ancestry));
-    assert!(!server.instance.locked_out(), "nothing is left to ask");
+    assert!(server.instance.locked_out().is_none(), "nothing is left to ask");
 
     server.instance.promote(Epoch(5), Timeline(5), &server.rule(&[2], 1), LIMIT).await.unwrap();
     let facts = server.until("is a primary", |f| f.role == Some(Role::Primary)).await;
