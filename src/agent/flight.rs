@@ -143,10 +143,7 @@ impl Loop {
         match (action, done) {
             (Action::Follow { primary, epoch }, _) => self.memory.following = Some((primary, epoch)),
             (Action::Detach | Action::StartDetached | Action::Demote | Action::Promote { .. }, _) => self.memory.following = None,
-            (Action::Clone { .. }, _) => {
-                self.memory.following = None;
-                self.memory.needs_clone = None;
-            }
+            (Action::Clone { .. }, _) => self.memory.cloned(),
             (Action::Rewind { .. }, _) => {
                 self.memory.following = None;
                 self.memory.rewound(epoch);

@@ -108,6 +108,9 @@ pub(super) struct Intent {
     pub promotion: Option<Promotion>,
     pub stopped: Option<StoppedAt>,
     pub alone: Option<Alone>,
+    /// The timeline that it took when somebody promoted it by hand. What it holds of that is no part of the cluster, whoever claims the
+    /// number later (INV-8).
+    pub by_hand: Option<Timeline>,
 }
 
 /// PostgreSQL's settings that come from the configuration of the cluster.

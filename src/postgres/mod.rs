@@ -11,6 +11,7 @@
 mod basebackup;
 mod conf;
 mod control;
+mod crash;
 mod drift;
 mod durable;
 mod error;

@@ -50,6 +50,7 @@ impl Instance {
             intent.upstream = None;
             intent.sync = names.clone();
             intent.promotion = Some(Promotion { epoch, timeline });
+            intent.by_hand = None;
         })
         .await?;
         self.reload().await?;
@@ -77,6 +78,18 @@ impl Instance {
         }
         self.tell_histories().await?;
         self.create_slots(rule.standbys.iter().copied()).await
+    }
+
+    /// Somebody else promoted this server, onto a number that may be claimed for another: what it holds of that timeline is told to no
+    /// election any more, until the directory is rewound or replaced (INV-7, INV-8).
+    pub async fn disown(&self, timeline: Timeline) -> Result<(), Error> {
+        self.retune(|intent| intent.by_hand = Some(timeline)).await
+    }
+
+    /// The timeline that somebody promoted this directory onto by hand.
+    #[must_use]
+    pub fn by_hand(&self) -> Option<Timeline> {
+        lock(&self.model).intent.by_hand
     }
 
     pub(super) async fn recovers(&self) -> Result<bool, Error> {

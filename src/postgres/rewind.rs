@@ -69,15 +69,19 @@ impl Instance {
         blocking(move || mark(&layout, None)).await?;
         self.start_unchecked(system, Some(source.clone())).await?;
         self.await_consistent().await?;
-        let layout = self.layout.clone();
-        blocking(move || unmark(&layout)).await
+        self.finish_rewind().await
     }
 
     /// The process that ran a rewind died while the rewound server was catching up. Only the rewind itself starts a marked
     /// directory, after pg_rewind was through; a server that accepts connections there has become consistent.
     pub(super) async fn lift_poison(&self) -> Result<(), Error> {
-        if !self.poisoned() {
-            return Ok(());
+        if self.poisoned() { self.finish_rewind().await } else { Ok(()) }
+    }
+
+    /// It holds the primary's history now, and nothing of what was here before.
+    async fn finish_rewind(&self) -> Result<(), Error> {
+        if self.by_hand().is_some() {
+            self.retune(|intent| intent.by_hand = None).await?;
         }
         let layout = self.layout.clone();
         blocking(move || unmark(&layout)).await

@@ -219,6 +219,18 @@ impl Cluster {
         fs::read_to_string(file).ok()?.lines().next()?.trim().parse().ok()
     }
 
+    /// The process that replays WAL in a datacenter, while one does.
+    pub fn replaying(&self, name: &str) -> Option<u32> {
+        let title = |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        self.processes(name).into_iter().find(|pid| String::from_utf8_lossy(&title(pid)).contains("startup recovering"))
+    }
+
+    /// Identity of the data directory: a copy that took its place has another.
+    pub fn directory(&self, name: &str) -> Option<u64> {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(self.node(name).data_dir.join("pgdata")).ok().map(|found| found.ino())
+    }
+
     /// The node process and every process of Postgres of a datacenter: whatever works in its folder.
     pub fn processes(&self, name: &str) -> Vec<u32> {
         let data = self.node(name).data_dir;

@@ -185,6 +185,25 @@ pub async fn standby_killed(cluster: &Cluster, table: &str) -> Measured {
     Measured::of(&report, event, Some(rejoin))
 }
 
+/// The replay of a standby dies again and again, whenever it has begun; how often it had to until the directory was replaced by a copy.
+pub async fn replay_fails(cluster: &Cluster) -> usize {
+    let primary = cluster.wait_whole(REJOIN_TIMEOUT).await;
+    let victim = cluster.data_nodes().into_iter().find(|n| *n != primary).expect("a standby");
+    let (before, directory) = (epoch(cluster).await, cluster.directory(&victim));
+    let (begun, mut killed) = (cluster.now(), Vec::new());
+    while cluster.directory(&victim).is_none_or(|now| Some(now) == directory) {
+        assert!(cluster.now().since(begun) < REJOIN_TIMEOUT, "{victim} is never copied: {killed:?}\n{}", cluster.log());
+        if let Some(pid) = cluster.replaying(&victim).filter(|pid| !killed.contains(pid)) {
+            Cluster::signal(&[pid], Signal::ABORT);
+            killed.push(pid);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    assert_eq!(cluster.wait_whole(REJOIN_TIMEOUT).await, primary, "no failover without a cause (P5)");
+    assert_eq!(epoch(cluster).await, before, "no election without a cause (P5)");
+    killed.len()
+}
+
 /// What a frozen primary acknowledged to direct sessions after it woke up.
 #[derive(Clone, Debug)]
 pub struct Thawed {

@@ -482,6 +482,55 @@ async fn a_standby_with_another_timeline_of_the_same_number_says_so() {
     standby.instance.copy_from(&winner.upstream(4), None).await.unwrap();
 }
 
+/// INV-7, INV-8: the number may be claimed for another, whose WAL is as long.
+#[tokio::test]
+async fn what_was_promoted_by_hand_is_told_to_no_election_until_it_is_replaced() {
+    let primary = Server::primary(1).await;
+    let (winner, standby) = (Server::standby(2, &primary).await, Server::standby(3, &primary).await);
+    write(&primary, "a").await;
+    until_reads(&winner, "a").await;
+    until_reads(&standby, "a").await;
+    winner.instance.detach(LIMIT).await.unwrap();
+    standby.instance.detach(LIMIT).await.unwrap();
+    primary.instance.stop(LIMIT).await.unwrap();
+    standby.sql("SELECT pg_promote()").await;
+    let made = standby.until("is a primary", |f| f.role == Some(Role::Primary)).await.timeline.unwrap();
+    standby.instance.disown(made).await.unwrap();
+    standby.instance.demote().await.unwrap();
+    let standby = standby.reopen().await;
+    assert_eq!(standby.instance.by_hand(), Some(made), "its process was restarted");
+    standby.instance.start_detached(None).await.unwrap();
+    let replayed = standby.until("has replayed", |f| f.timeline == Some(made)).await;
+    assert_eq!(replayed.position, None);
+    standby.instance.stop(LIMIT).await.unwrap();
+    let stopped = standby.facts().await;
+    assert_eq!((stopped.timeline, stopped.position), (Some(made), None));
+
+    winner.instance.promote(Epoch(4), made, &winner.alone(), LIMIT).await.unwrap();
+    standby.instance.copy_from(&winner.upstream(4), None).await.unwrap();
+    standby.instance.follow(winner.upstream(4), None, None).await.unwrap();
+    let follows = standby.until("streams", |f| f.streaming_from == Some(NodeId(2)) && f.position.is_some()).await;
+    assert_eq!((follows.timeline, standby.instance.by_hand()), (Some(made), None));
+}
+
+/// One whose number nobody else has is rewound, and belongs to the cluster again.
+#[tokio::test]
+async fn what_was_promoted_by_hand_is_rewound_where_its_number_is_its_own() {
+    let primary = Server::primary(1).await;
+    let standby = Server::standby(2, &primary).await;
+    write(&primary, "a").await;
+    until_reads(&standby, "a").await;
+    primary.sql("SELECT pg_create_physical_replication_slot('trilithon_n3', true)").await;
+    standby.instance.detach(LIMIT).await.unwrap();
+    standby.sql("SELECT pg_promote()").await;
+    let made = standby.until("is a primary", |f| f.role == Some(Role::Primary)).await.timeline.unwrap();
+    standby.instance.disown(made).await.unwrap();
+    standby.instance.stop(LIMIT).await.unwrap();
+    standby.instance.rewind(&primary.upstream(2), None).await.unwrap();
+    assert_eq!(standby.instance.by_hand(), None);
+    standby.until("streams", |f| f.streaming_from == Some(NodeId(1)) && f.position.is_some()).await;
+}
+
 #[tokio::test]
 async fn a_killed_rewind_poisons_the_directory_until_it_is_copied_anew() {
     let old = Server::primary(1).await;
