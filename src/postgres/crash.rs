@@ -15,6 +15,8 @@ const BY_ERROR: &str = " exited with exit code ";
 const SENT: [&str; 2] = ["9: ", "15: "];
 /// What an error in the midst of a record brings with it.
 const IN_REPLAY: &str = "CONTEXT:  WAL redo at ";
+/// What ends it between two records, or before the first: this directory and its upstream do not go together.
+const NEVER_FITS: [&str; 2] = ["FATAL:  according to history file, WAL location", "is not a child of this server's history"];
 /// The machine lacks something, and a copy would lack it too. The last one ends PostgreSQL's hint to create a directory.
 const NOT_THE_COPY: [&str; 8] = [
     "No space left on device",
@@ -42,7 +44,8 @@ fn replay_failure(log: &str) -> Option<String> {
     let said = |line: &str, level: &str| line.split_once(level).map(|(_, words)| words.trim().to_owned());
     let ended = this_start.lines().rev().find_map(|line| said(line, ENDED).map(|words| format!("startup process (PID {words}")))?;
     let crashed = ended.split_once(BY_SIGNAL).is_some_and(|(_, signal)| !SENT.iter().any(|sent| signal.starts_with(sent)));
-    let failed = ended.contains(BY_ERROR) && this_start.contains(IN_REPLAY);
+    let misfit = this_start.lines().rev().find(|line| NEVER_FITS.iter().any(|words| line.contains(words)));
+    let failed = ended.contains(BY_ERROR) && (this_start.contains(IN_REPLAY) || misfit.is_some());
     if !(crashed || failed) || NOT_THE_COPY.iter().any(|words| this_start.contains(words)) {
         return None;
     }
@@ -50,7 +53,8 @@ fn replay_failure(log: &str) -> Option<String> {
     // Sessions are told of the crash with a FATAL of their own; the one that is meant is followed by what was replayed.
     let lines: Vec<&str> = this_start.lines().collect();
     let error = lines.windows(2).rev().find_map(|pair| said(pair[0], " FATAL:  ").filter(|_| pair[1].contains(IN_REPLAY)));
-    Some(why.or(error).unwrap_or(ended))
+    let misfit = misfit.and_then(|line| said(line, " FATAL:  "));
+    Some(why.or(error).or(misfit).unwrap_or(ended))
 }
 
 #[cfg(test)]
@@ -77,6 +81,9 @@ mod tests {
         );
         let fatal = "12:01 [8] FATAL:  could not access status of transaction 9\n";
         assert_eq!(log(&[STARTS, fatal, IN_RECORD, session, EXITED]).as_deref(), Some("could not access status of transaction 9"));
+        let misfit =
+            "according to history file, WAL location 0/405F4A0 belongs to timeline 2, but previous recovered WAL file came from timeline 3";
+        assert_eq!(log(&[STARTS, &format!("12:01 [8] FATAL:  {misfit}\n"), session, EXITED]).as_deref(), Some(misfit));
     }
 
     #[test]

@@ -171,6 +171,12 @@ fn histories(wal: &Path) -> Result<Vec<(u32, PathBuf, String)>, Error> {
     found.map(|(number, path)| Ok((number, path.clone(), std::fs::read_to_string(&path).map_err(io("cannot read", path))?))).collect()
 }
 
+/// Where each timeline begins that has a history here.
+pub(super) fn beginnings(wal: &Path) -> Result<Vec<(Timeline, Lsn)>, Error> {
+    let begins = |number| Some((Timeline(number), ancestry(wal, Timeline(number)).ok()?.last()?.1));
+    Ok(histories(wal)?.into_iter().filter_map(|(number, ..)| begins(number)).collect())
+}
+
 /// Where recovery begins, and what it must reach, as pg_control says.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Origin {

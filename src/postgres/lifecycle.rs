@@ -60,6 +60,7 @@ impl Instance {
         let control = self.control_data().await?;
         self.check_system(&control, system)?;
         lock(&self.model).sizes = control.sizes.clone();
+        self.clear_stumps(&control, control.timeline()).await?;
         let origin = history::Origin {
             checkpoint: (control.checkpoint_timeline, control.checkpoint),
             least: (control.min_recovery_timeline, control.min_recovery_end),

@@ -36,6 +36,7 @@ mod rule;
 mod secrets;
 mod session;
 mod slots;
+mod stump;
 mod swap;
 mod tool;
 mod user;

@@ -58,6 +58,7 @@ impl Instance {
             Some(_) => self.await_refusal(&names).await?,
             None => self.await_names(&names).await?,
         }
+        self.clear_stumps(&self.cached_control().await?, own).await?;
         let (wal, run_as) = (self.layout.wal(), self.run_as.clone());
         blocking(move || history::reserve(&wal, own.next().0..timeline.0, &run_as)).await?;
         asked.store(true, Ordering::Release);

@@ -482,6 +482,89 @@ async fn a_standby_with_another_timeline_of_the_same_number_says_so() {
     standby.instance.copy_from(&winner.upstream(4), None).await.unwrap();
 }
 
+/// A standby that held all of a lost primary's WAL, and the winner of the election after it, whose timeline begins in the midst of a segment.
+struct Heirs {
+    winner: Server,
+    standby: Server,
+    /// Of the lost primary's timeline.
+    end: Lsn,
+    next: Timeline,
+}
+
+async fn heirs() -> Heirs {
+    let primary = Server::primary(1).await;
+    let (winner, standby) = (Server::standby(2, &primary).await, Server::standby(3, &primary).await);
+    primary.sql("SELECT pg_switch_wal()").await;
+    write(&primary, "a").await;
+    primary.sql("CREATE TABLE filler AS SELECT repeat('x', 900) AS x FROM generate_series(1, 2000)").await;
+    write(&primary, "b").await;
+    until_reads(&winner, "a b").await;
+    until_reads(&standby, "a b").await;
+    primary.instance.stop(LIMIT).await.unwrap();
+    for server in [&winner, &standby] {
+        server.instance.detach(LIMIT).await.unwrap();
+    }
+    let held = standby.until("has its end", |f| f.position.is_some()).await;
+    let next = Timeline(held.timeline.unwrap().0 + 1);
+    winner.instance.promote(Epoch(4), next, &winner.alone(), LIMIT).await.unwrap();
+    winner.sql("SELECT pg_create_physical_replication_slot('trilithon_n3')").await;
+    Heirs { winner, standby, end: held.position.unwrap().lsn, next }
+}
+
+impl Heirs {
+    /// As a crash leaves it that came when this much had been received of the segment in which the winner's timeline begins.
+    async fn leave_stump(&self, received: u64) {
+        let begins = self.winner.facts().await.ancestry.last().unwrap().1;
+        assert!(begins.0 % (16 << 20) > received + 8192, "{begins}: much is left");
+        let wal = |server: &Server, name: &str| server.dir.path().join("pgdata/pg_wal").join(name);
+        let (history, segment) = (format!("{:08X}.history", self.next.0), format!("{:08X}00000000{:08X}", self.next.0, begins.0 >> 24));
+        std::fs::copy(wal(&self.winner, &history), wal(&self.standby, &history)).unwrap();
+        let mut bytes = std::fs::read(wal(&self.winner, &segment)).unwrap();
+        bytes[usize::try_from(received).unwrap()..].fill(0);
+        std::fs::write(wal(&self.standby, &segment), bytes).unwrap();
+        let owner = std::fs::metadata(self.standby.instance.pgdata()).unwrap();
+        for name in [history, segment] {
+            std::os::unix::fs::chown(wal(&self.standby, &name), Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+    }
+}
+
+/// INV-7: it had begun to receive the segment in which the next timeline begins when it crashed. PostgreSQL reads that file first, and it says
+/// less than the parent's own does.
+#[tokio::test]
+async fn a_segment_that_breaks_off_before_its_timeline_begins_hides_nothing() {
+    let heirs = heirs().await;
+    let standby = &heirs.standby;
+    for received in [0, 3 * 8192] {
+        standby.instance.demote().await.unwrap();
+        heirs.leave_stump(received).await;
+        standby.instance.start_detached(None).await.unwrap();
+        let told = standby.until("tells its end", |f| f.position.is_some()).await;
+        assert!(told.position.unwrap().lsn >= heirs.end, "{told:?}, and it held WAL up to {}", heirs.end);
+    }
+    standby.instance.follow(heirs.winner.upstream(4), None, None).await.unwrap();
+    standby.until("streams", |f| f.streaming_from == Some(NodeId(2)) && f.timeline == Some(heirs.next)).await;
+    write(&heirs.winner, "c").await;
+    until_reads(standby, "a b c").await;
+    // What was received of the timeline itself stays.
+    let end = standby.facts().await.position.unwrap().lsn;
+    standby.instance.demote().await.unwrap();
+    heirs.winner.instance.demote().await.unwrap();
+    standby.instance.start_detached(None).await.unwrap();
+    let told = standby.until("tells its end", |f| f.position.is_some()).await;
+    assert!(told.timeline == Some(heirs.next) && told.position.unwrap().lsn >= end, "{told:?}, and it held WAL up to {end}");
+}
+
+/// The primary that it had begun to follow is lost in that moment, and it is elected.
+#[tokio::test]
+async fn a_standby_is_promoted_beside_a_segment_that_breaks_off() {
+    let heirs = heirs().await;
+    heirs.leave_stump(3 * 8192).await;
+    let third = Timeline(heirs.next.0 + 1);
+    heirs.standby.instance.promote(Epoch(5), third, &heirs.standby.alone(), LIMIT).await.unwrap();
+    assert_eq!(read(&heirs.standby).await.as_deref(), Some("a b"));
+}
+
 /// INV-7, INV-8: the number may be claimed for another, whose WAL is as long.
 #[tokio::test]
 async fn what_was_promoted_by_hand_is_told_to_no_election_until_it_is_replaced() {
