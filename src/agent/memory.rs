@@ -1,6 +1,7 @@
 //! What the agent remembers between turns: outcomes of its own steps that Postgres cannot tell. Volatile by design; whatever is
 //! missing after a restart is found out again or done again.
 
+use super::failures::ReplayFailures;
 use crate::cluster::SyncRule;
 use crate::ha::{Action, StepReason};
 use crate::types::{Epoch, Lsn, Millis, NodeId, RequestId, Timeline};
@@ -18,6 +19,8 @@ pub struct Memory {
     /// Rewinds done for this epoch's primary: each should have been the last.
     pub rewinds: (Epoch, u32),
     pub failures: ReplayFailures,
+    /// That somebody promoted the server by hand may not be on disk.
+    pub unmarked: bool,
     /// How far this node's rule had confirmed its WAL, when it was last seen as a primary.
     pub confirmed: Option<(Timeline, Lsn)>,
     /// Since when Postgres has not answered.
@@ -31,35 +34,6 @@ pub struct Memory {
 
 /// A directory that is still astray after this many rewinds is copied.
 const REWIND_TRIES: u32 = 3;
-
-/// A standby whose replay has failed this often, without a minute of streaming in between, is copied.
-const REPLAY_TRIES: u32 = 3;
-/// A standby that has streamed for so long is well.
-const WELL_AFTER: Duration = Duration::from_secs(60);
-
-/// Servers of this node that replay ended, in this epoch and since the standby was well.
-#[derive(Debug, Default)]
-pub struct ReplayFailures {
-    counted: (Epoch, u32),
-    /// The last postmaster whose end was looked at.
-    looked_at: Option<i32>,
-    streams_since: Option<Millis>,
-}
-
-impl ReplayFailures {
-    /// Was the end of this postmaster not looked at yet?
-    pub fn is_news(&mut self, pid: i32) -> bool {
-        self.looked_at.replace(pid) != Some(pid)
-    }
-
-    /// A standby that streams for a while begins anew.
-    pub fn observe(&mut self, streams: bool, now: Millis) {
-        self.streams_since = if streams { self.streams_since.or(Some(now)) } else { None };
-        if self.streams_since.is_some_and(|since| now.since(since) >= WELL_AFTER) {
-            self.counted.1 = 0;
-        }
-    }
-}
 
 /// A standby that has not streamed for so long is told again whom to follow.
 const FOLLOW_AGAIN: Duration = Duration::from_secs(10);
@@ -95,22 +69,11 @@ impl Memory {
         }
     }
 
-    /// Replay has ended this node's server in the epoch, for this reason.
-    pub fn replay_failed(&mut self, why: &str, epoch: Epoch) {
-        let (of, before) = self.failures.counted;
-        let count = if of == epoch { before + 1 } else { 1 };
-        self.failures.counted = (epoch, count);
-        tracing::warn!(why, count, "the replay of WAL ended PostgreSQL");
-        if count >= REPLAY_TRIES {
-            self.need_clone(format!("it fails at its replay again and again: {why}"), epoch);
-        }
-    }
-
     /// The directory was replaced by a copy.
     pub fn cloned(&mut self) {
         self.following = None;
         self.needs_clone = None;
-        self.failures = ReplayFailures::default();
+        self.failures.copied();
     }
 
     /// The step that ought to have been enough, once more: what it did was lost, or the server took another timeline for the newest.
@@ -236,32 +199,6 @@ mod tests {
         memory.needs_clone.clone_from(&ordered);
         memory.rewound(Epoch(5));
         assert_eq!(memory.needs_clone, ordered);
-    }
-
-    #[test]
-    fn a_standby_whose_replay_fails_again_and_again_is_copied() {
-        let mut memory = Memory::default();
-        let needs = |memory: &Memory| memory.needs_clone.as_ref().and_then(|need| need.epoch);
-        memory.replay_failed("failed to add tuple", Epoch(3));
-        memory.replay_failed("failed to add tuple", Epoch(3));
-        memory.replay_failed("failed to add tuple", Epoch(4));
-        memory.replay_failed("failed to add tuple", Epoch(4));
-        assert_eq!(needs(&memory), None, "counted anew for another primary");
-        memory.failures.observe(true, Millis(1_000));
-        memory.failures.observe(false, Millis(50_000));
-        memory.failures.observe(true, Millis(60_000));
-        memory.failures.observe(true, Millis(119_000));
-        memory.replay_failed("failed to add tuple", Epoch(4));
-        assert_eq!(needs(&memory), Some(Epoch(4)), "it never streamed for a minute");
-        memory.cloned();
-        for at in [200, 260, 320] {
-            memory.failures.observe(true, Millis(at * 1_000));
-            memory.replay_failed("failed to add tuple", Epoch(4));
-        }
-        memory.failures.observe(true, Millis(330_000));
-        memory.replay_failed("failed to add tuple", Epoch(4));
-        assert_eq!(needs(&memory), None, "it was well in between");
-        assert!(memory.failures.is_news(7) && !memory.failures.is_news(7) && memory.failures.is_news(8));
     }
 
     #[test]

@@ -10,8 +10,10 @@
 //!
 //! Entry point: [`Agent`], wired by `node`.
 
+mod by_hand;
 mod controller;
 mod execute;
+mod failures;
 mod flight;
 mod lease;
 mod marks;

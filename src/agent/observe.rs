@@ -75,29 +75,11 @@ fn stalled(facts: &PostgresFacts, now: Millis, memory: &mut Memory) -> bool {
 }
 
 /// The epoch for which a running primary was promoted, known from its timeline's claim: a hand-made primary has none (INV-8).
-fn primary_of(s: &ClusterState, me: NodeId, facts: &PostgresFacts) -> Option<Epoch> {
+pub(super) fn primary_of(s: &ClusterState, me: NodeId, facts: &PostgresFacts) -> Option<Epoch> {
     if facts.role != Some(Role::Primary) {
         return None;
     }
     s.timelines.get(facts.timeline?).filter(|claim| claim.node == me).map(|claim| claim.epoch)
-}
-
-/// The timeline of a running primary that nobody ordered: neither this node nor the cluster knows of it. A cluster without claims, or a node
-/// that has not heard of them yet, knows nothing.
-#[must_use]
-pub fn made_by_hand(s: &ClusterState, me: NodeId, facts: &PostgresFacts, promoted: Option<(Epoch, Timeline)>) -> Option<Timeline> {
-    let timeline = facts.timeline.filter(|_| facts.role == Some(Role::Primary) && !s.timelines.0.is_empty())?;
-    let ours = promoted.is_some_and(|(_, ordered)| ordered == timeline) || primary_of(s, me, facts).is_some();
-    (!ours).then_some(timeline)
-}
-
-/// Why a server that was promoted by hand must not follow `upstream` as it is: the number of its timeline was claimed for another, and neither
-/// pg_rewind nor a history tells the two apart (INV-8).
-#[must_use]
-pub fn impostor(facts: &PostgresFacts, by_hand: Option<Timeline>, upstream: &Upstream) -> Option<String> {
-    let own = facts.timeline.filter(|own| by_hand == Some(*own) && facts.role != Some(Role::Primary) && upstream.accepting)?;
-    let taken = upstream.timeline == own || upstream.ancestry.iter().any(|(timeline, _)| *timeline == own);
-    taken.then(|| format!("somebody promoted it by hand onto timeline {own}, which is another's"))
 }
 
 /// How far every rule in force has confirmed the WAL of a running primary, with its timeline.
@@ -160,46 +142,21 @@ pub fn observation(s: &ClusterState, local: &LocalState, step: String, rest: Nod
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::cluster::{TimelineClaim, TimelineClaims};
     use crate::ha::StandbyView;
     use crate::types::WalPosition;
 
-    fn state() -> ClusterState {
+    pub fn state() -> ClusterState {
         let claim = TimelineClaim { timeline: Timeline(3), epoch: Epoch(2), node: NodeId(1), settled: true };
         let rules = vec![SyncRule::new(NodeId(1), [NodeId(2), NodeId(3)], 1)];
         ClusterState { epoch: Epoch(2), rules, timelines: TimelineClaims(vec![claim]), ..ClusterState::default() }
     }
 
-    fn facts(role: Role, end: u64) -> PostgresFacts {
+    pub fn facts(role: Role, end: u64) -> PostgresFacts {
         let position = Some(WalPosition { writer: Epoch(2), lsn: Lsn(end) });
         PostgresFacts { state: PostgresState::Running, role: Some(role), timeline: Some(Timeline(3)), position, ..PostgresFacts::default() }
-    }
-
-    #[test]
-    fn a_primary_that_nobody_ordered_is_made_by_hand_and_follows_no_namesake() {
-        let (s, primary) = (state(), facts(Role::Primary, 110));
-        let found = |s: &ClusterState, me, promoted| made_by_hand(s, NodeId(me), &primary, promoted);
-        assert_eq!(found(&s, 2, None), Some(Timeline(3)), "claimed for another");
-        assert_eq!(found(&s, 2, Some((Epoch(1), Timeline(2)))), Some(Timeline(3)));
-        assert_eq!(found(&s, 1, None), None, "claimed for this node");
-        assert_eq!(found(&s, 2, Some((Epoch(3), Timeline(3)))), None, "ordered, and the state is old");
-        assert_eq!(found(&ClusterState::default(), 2, None), None, "no state yet");
-        assert_eq!(made_by_hand(&s, NodeId(2), &facts(Role::Standby, 110), None), None);
-
-        let standby = facts(Role::Standby, 110);
-        let upstream = |timeline, ancestry: &[(u32, u64)]| {
-            let ancestry = ancestry.iter().map(|(timeline, lsn)| (Timeline(*timeline), Lsn(*lsn))).collect();
-            Upstream { node: NodeId(1), accepting: true, timeline: Timeline(timeline), ancestry }
-        };
-        let third = Some(Timeline(3));
-        assert!(impostor(&standby, third, &upstream(3, &[(2, 90)])).is_some());
-        assert!(impostor(&standby, third, &upstream(4, &[(2, 90), (3, 120)])).is_some(), "the namesake has a successor");
-        assert_eq!(impostor(&standby, third, &upstream(4, &[(2, 90)])), None, "a rewind tells them apart");
-        assert_eq!(impostor(&standby, None, &upstream(3, &[(2, 90)])), None);
-        assert_eq!(impostor(&standby, Some(Timeline(2)), &upstream(3, &[(2, 90)])), None, "it has left that timeline");
-        assert_eq!(impostor(&standby, third, &Upstream { accepting: false, ..upstream(3, &[(2, 90)]) }), None, "nobody to copy from");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::upkeep::Upkeep;
 use super::{LeaseCell, Promise, PromiseError, ViewSource};
 use crate::cluster::{ClusterState, Lease, Phase};
 use crate::consensus::Handle;
-use crate::ha::{Action, Entry, LocalState, NodeObservation, PostgresFacts, Role, StepReason, Upstream, converge};
+use crate::ha::{Action, Entry, LocalState, NodeObservation, Role, StepReason, Upstream, converge};
 use crate::postgres::{Instance, Postmaster};
 use crate::telemetry::{Clock, Recorder};
 use crate::types::{Epoch, NodeId, Revision};
@@ -157,9 +157,11 @@ impl Loop {
     async fn observe(&mut self, s: &ClusterState, upstream: Option<Upstream>) -> LocalState {
         // Postgres's own configuration is the truth: a step that was broken off may have changed it.
         self.memory.following = self.agent.postgres.following();
+        self.review_mark(s).await;
         let facts = self.agent.postgres.facts(&|timeline| observe::writer(s, timeline)).await;
         self.memory.review_clone(s.epoch, facts.role == Some(Role::Primary));
-        self.learn(s, &facts, upstream.as_ref()).await;
+        self.mark_by_hand(s, &facts, upstream.as_ref()).await;
+        self.count_failures(s.epoch, facts.streaming_from.is_some()).await;
         // Only where there is somebody to copy from: until then what it waits for may yet come.
         if let (Some(why), true) = (self.agent.postgres.stalled(), upstream.as_ref().is_some_and(|u| u.accepting)) {
             self.memory.need_clone(why, s.epoch);
@@ -178,30 +180,6 @@ impl Loop {
         observe::local_state(s, facts, own, &mut self.memory, upstream)
     }
 
-    /// What happened to the server without an order of ours: promoted by hand, or ended by its own replay.
-    async fn learn(&mut self, s: &ClusterState, facts: &PostgresFacts, upstream: Option<&Upstream>) {
-        let postgres = &self.agent.postgres;
-        if let Some(timeline) = observe::made_by_hand(s, self.agent.me, facts, postgres.promoted())
-            && postgres.by_hand() != Some(timeline)
-        {
-            tracing::warn!(%timeline, "somebody promoted PostgreSQL by hand: what it holds of that timeline is no part of the cluster");
-            if let Err(error) = postgres.disown(timeline).await {
-                tracing::warn!(%timeline, %error, "this is not on disk yet");
-            }
-        }
-        if let Some(why) = upstream.and_then(|upstream| observe::impostor(facts, postgres.by_hand(), upstream)) {
-            self.memory.need_clone(why, s.epoch);
-        }
-        self.memory.failures.observe(facts.streaming_from.is_some(), self.agent.clock.now());
-        let ended = *postgres.postmaster().borrow();
-        if let Postmaster::Exited { pid } = ended
-            && self.memory.failures.is_news(pid)
-            && let Some(why) = postgres.replay_failure().await
-        {
-            self.memory.replay_failed(&why, s.epoch);
-        }
-    }
-
     fn tell(&self, s: &ClusterState, local: &LocalState, reason: &StepReason) {
         let proxy = *self.agent.proxy.borrow();
         let rest = NodeObservation {
@@ -212,7 +190,7 @@ impl Loop {
             round_trips: self.agent.consensus.round_trips(),
             doubtful: observe::doubtful(s, self.agent.me, &local.postgres, &self.memory)
                 || self.agent.postgres.lockout_end().is_some()
-                || local.postgres.timeline.is_some_and(|timeline| self.agent.postgres.by_hand() == Some(timeline)),
+                || local.postgres.timeline.is_some_and(|timeline| self.agent.postgres.by_hand().contains(&timeline)),
             ..NodeObservation::default()
         };
         let mut observation = observe::observation(s, local, reason.to_string(), rest);

@@ -98,6 +98,15 @@ pub(super) struct Alone {
     pub end: Option<(Timeline, Lsn)>,
 }
 
+/// The timelines that a directory took when somebody promoted it by hand. What it holds of them is no part of the cluster, whoever claims
+/// the numbers later (INV-8).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ByHand {
+    /// Of the directory: a copy that takes its place is another one.
+    pub inode: u64,
+    pub timelines: BTreeSet<Timeline>,
+}
+
 /// What Postgres was last told to be. Persisted before the files that Postgres reads are written, so that a successor of this
 /// process knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,9 +117,7 @@ pub(super) struct Intent {
     pub promotion: Option<Promotion>,
     pub stopped: Option<StoppedAt>,
     pub alone: Option<Alone>,
-    /// The timeline that it took when somebody promoted it by hand. What it holds of that is no part of the cluster, whoever claims the
-    /// number later (INV-8).
-    pub by_hand: Option<Timeline>,
+    pub by_hand: Option<ByHand>,
 }
 
 /// PostgreSQL's settings that come from the configuration of the cluster.

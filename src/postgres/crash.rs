@@ -11,20 +11,21 @@ const LOOKED_AT: u64 = 256 << 10;
 const ENDED: &str = "LOG:  startup process (PID ";
 const BY_SIGNAL: &str = " was terminated by signal ";
 const BY_ERROR: &str = " exited with exit code ";
-/// Sent from outside: they say nothing of the copy.
-const SENT: [&str; 2] = ["9: ", "15: "];
+/// Sent from outside, or for want of memory (7) or room (25): they say nothing of the copy.
+const SENT: [&str; 4] = ["9: ", "15: ", "7: ", "25: "];
 /// What an error in the midst of a record brings with it.
 const IN_REPLAY: &str = "CONTEXT:  WAL redo at ";
 /// What ends it between two records, or before the first: this directory and its upstream do not go together.
 const NEVER_FITS: [&str; 2] = ["FATAL:  according to history file, WAL location", "is not a child of this server's history"];
 /// The machine lacks something, and a copy would lack it too. The last one ends PostgreSQL's hint to create a directory.
-const NOT_THE_COPY: [&str; 8] = [
+const NOT_THE_COPY: [&str; 9] = [
     "No space left on device",
     "Disk quota exceeded",
     "Input/output error",
     "Read-only file system",
     "Too many open files",
     "out of memory",
+    "out of shared memory",
     "Cannot allocate memory",
     "before restarting the server",
 ];
@@ -50,9 +51,8 @@ fn replay_failure(log: &str) -> Option<String> {
         return None;
     }
     let why = this_start.lines().rev().find_map(|line| said(line, " PANIC:  "));
-    // Sessions are told of the crash with a FATAL of their own; the one that is meant is followed by what was replayed.
-    let lines: Vec<&str> = this_start.lines().collect();
-    let error = lines.windows(2).rev().find_map(|pair| said(pair[0], " FATAL:  ").filter(|_| pair[1].contains(IN_REPLAY)));
+    // Sessions are told of the crash with a FATAL of their own; the one that is meant comes before the record that was replayed.
+    let error = this_start.rfind(IN_REPLAY).and_then(|at| this_start[..at].lines().rev().find_map(|line| said(line, " FATAL:  ")));
     let misfit = misfit.and_then(|line| said(line, " FATAL:  "));
     Some(why.or(error).or(misfit).unwrap_or(ended))
 }
@@ -80,7 +80,11 @@ mod tests {
             Some("startup process (PID 8) was terminated by signal 11: Segmentation fault")
         );
         let fatal = "12:01 [8] FATAL:  could not access status of transaction 9\n";
-        assert_eq!(log(&[STARTS, fatal, IN_RECORD, session, EXITED]).as_deref(), Some("could not access status of transaction 9"));
+        let detail = "12:01 [8] DETAIL:  Could not open file \"pg_xact/0000\".\n";
+        assert_eq!(
+            log(&[STARTS, session, fatal, detail, IN_RECORD, session, EXITED]).as_deref(),
+            Some("could not access status of transaction 9")
+        );
         let misfit =
             "according to history file, WAL location 0/405F4A0 belongs to timeline 2, but previous recovered WAL file came from timeline 3";
         assert_eq!(log(&[STARTS, &format!("12:01 [8] FATAL:  {misfit}\n"), session, EXITED]).as_deref(), Some(misfit));

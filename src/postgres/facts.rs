@@ -133,7 +133,7 @@ impl Instance {
     /// timeline nobody claimed, or that was made by hand here, is withheld. Bounded by about two seconds.
     pub async fn facts(&self, writers: &(dyn Fn(Timeline) -> Option<Epoch> + Sync)) -> PostgresFacts {
         let by_hand = self.by_hand();
-        let writers = &|timeline| if by_hand == Some(timeline) { None } else { writers(timeline) };
+        let writers = &|timeline| if by_hand.contains(&timeline) { None } else { writers(timeline) };
         let activity = *self.activity.borrow();
         let blank = |state| PostgresFacts { state, ..PostgresFacts::default() };
         match activity {
@@ -187,6 +187,11 @@ impl Instance {
             }
         };
         let identity = self.identify().await?;
+        let gone_over = lock(&self.ancestry).as_ref().is_none_or(|(known, _)| *known != identity.timeline);
+        if survey.in_recovery && gone_over && !self.recovers().await? {
+            // Promoted in between: what a primary is on would be told as a standby's.
+            return Err(Error::NotStandby);
+        }
         let end = survey.end(&identity);
         let following = self.following();
         // While a walreceiver starts or ends it is not shown. Detached, the end of WAL is not final then.

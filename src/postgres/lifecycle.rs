@@ -66,7 +66,8 @@ impl Instance {
             least: (control.min_recovery_timeline, control.min_recovery_end),
         };
         let alone = Alone { end: self.remembered(&control).map(|stopped| (stopped.timeline, stopped.lsn)) };
-        self.retune(|intent| *intent = Intent { upstream, alone: Some(alone), by_hand: intent.by_hand, ..Intent::default() }).await?;
+        self.retune(|intent| *intent = Intent { upstream, alone: Some(alone), by_hand: intent.by_hand.take(), ..Intent::default() })
+            .await?;
         self.told.store(0, Ordering::Relaxed);
         let layout = self.layout.clone();
         let run_as = self.run_as.clone();

@@ -1,15 +1,17 @@
 //! Promotion onto exactly the claimed timeline (INV-8), with the rule already in force.
 
-use super::conf::{Promotion, SyncNames};
+use super::conf::{ByHand, Promotion, SyncNames};
 use super::error::Error;
 use super::history;
 use super::instance::{Activity, Instance, QUERY_LIMIT};
 use super::lifecycle::POLL;
 use super::process::lock;
+use super::swap::inode;
 use super::tool::{blocking, within};
 use crate::bug::{self, Bug};
 use crate::cluster::SyncRule;
 use crate::types::{Epoch, Timeline};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::sleep;
@@ -81,16 +83,28 @@ impl Instance {
         self.create_slots(rule.standbys.iter().copied()).await
     }
 
-    /// Somebody else promoted this server, onto a number that may be claimed for another: what it holds of that timeline is told to no
+    /// Somebody else promoted this server, onto numbers that may be claimed for another: what it holds of these timelines is told to no
     /// election any more, until the directory is rewound or replaced (INV-7, INV-8).
-    pub async fn disown(&self, timeline: Timeline) -> Result<(), Error> {
-        self.retune(|intent| intent.by_hand = Some(timeline)).await
+    pub async fn disown(&self, timelines: BTreeSet<Timeline>) -> Result<(), Error> {
+        let inode = inode(&self.layout.pgdata).unwrap_or_default();
+        self.retune(|intent| {
+            let mut marked = intent.by_hand.take().filter(|marked| marked.inode == inode).unwrap_or(ByHand { inode, ..ByHand::default() });
+            marked.timelines.extend(timelines);
+            intent.by_hand = Some(marked);
+        })
+        .await
     }
 
-    /// The timeline that somebody promoted this directory onto by hand.
+    /// It belongs to the cluster: it was rewound, or all that it holds counts.
+    pub async fn own(&self) -> Result<(), Error> {
+        self.retune(|intent| intent.by_hand = None).await
+    }
+
+    /// The timelines that somebody promoted this directory onto by hand.
     #[must_use]
-    pub fn by_hand(&self) -> Option<Timeline> {
-        lock(&self.model).intent.by_hand
+    pub fn by_hand(&self) -> BTreeSet<Timeline> {
+        let marked = lock(&self.model).intent.by_hand.clone();
+        marked.filter(|marked| inode(&self.layout.pgdata) == Some(marked.inode)).map(|marked| marked.timelines).unwrap_or_default()
     }
 
     pub(super) async fn recovers(&self) -> Result<bool, Error> {

@@ -80,8 +80,8 @@ impl Instance {
 
     /// It holds the primary's history now, and nothing of what was here before.
     async fn finish_rewind(&self) -> Result<(), Error> {
-        if self.by_hand().is_some() {
-            self.retune(|intent| intent.by_hand = None).await?;
+        if !self.by_hand().is_empty() {
+            self.own().await?;
         }
         let layout = self.layout.clone();
         blocking(move || unmark(&layout)).await

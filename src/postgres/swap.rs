@@ -84,7 +84,7 @@ fn mark(layout: &Layout) -> Result<(), Error> {
 }
 
 /// It goes with the directory when that is renamed.
-fn inode(path: &Path) -> Option<u64> {
+pub(super) fn inode(path: &Path) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).ok().map(|meta| meta.ino())
 }

@@ -3,7 +3,7 @@
 
 use crate::ports::free_port;
 use crate::postgres_rig::{LIMIT, Server, processes_below, try_sql, until};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::task::Poll;
@@ -578,10 +578,10 @@ async fn what_was_promoted_by_hand_is_told_to_no_election_until_it_is_replaced()
     primary.instance.stop(LIMIT).await.unwrap();
     standby.sql("SELECT pg_promote()").await;
     let made = standby.until("is a primary", |f| f.role == Some(Role::Primary)).await.timeline.unwrap();
-    standby.instance.disown(made).await.unwrap();
+    standby.instance.disown([made].into()).await.unwrap();
     standby.instance.demote().await.unwrap();
     let standby = standby.reopen().await;
-    assert_eq!(standby.instance.by_hand(), Some(made), "its process was restarted");
+    assert_eq!(standby.instance.by_hand(), [made].into(), "its process was restarted");
     standby.instance.start_detached(None).await.unwrap();
     let replayed = standby.until("has replayed", |f| f.timeline == Some(made)).await;
     assert_eq!(replayed.position, None);
@@ -593,7 +593,7 @@ async fn what_was_promoted_by_hand_is_told_to_no_election_until_it_is_replaced()
     standby.instance.copy_from(&winner.upstream(4), None).await.unwrap();
     standby.instance.follow(winner.upstream(4), None, None).await.unwrap();
     let follows = standby.until("streams", |f| f.streaming_from == Some(NodeId(2)) && f.position.is_some()).await;
-    assert_eq!((follows.timeline, standby.instance.by_hand()), (Some(made), None));
+    assert_eq!((follows.timeline, standby.instance.by_hand()), (Some(made), BTreeSet::new()));
 }
 
 /// One whose number nobody else has is rewound, and belongs to the cluster again.
@@ -607,10 +607,10 @@ async fn what_was_promoted_by_hand_is_rewound_where_its_number_is_its_own() {
     standby.instance.detach(LIMIT).await.unwrap();
     standby.sql("SELECT pg_promote()").await;
     let made = standby.until("is a primary", |f| f.role == Some(Role::Primary)).await.timeline.unwrap();
-    standby.instance.disown(made).await.unwrap();
+    standby.instance.disown([made].into()).await.unwrap();
     standby.instance.stop(LIMIT).await.unwrap();
     standby.instance.rewind(&primary.upstream(2), None).await.unwrap();
-    assert_eq!(standby.instance.by_hand(), None);
+    assert_eq!(standby.instance.by_hand(), BTreeSet::new());
     standby.until("streams", |f| f.streaming_from == Some(NodeId(1)) && f.position.is_some()).await;
 }
 
