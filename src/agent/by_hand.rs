@@ -5,21 +5,28 @@ use super::observe;
 use super::turn::Loop;
 use crate::cluster::ClusterState;
 use crate::ha::{PostgresFacts, Role, Upstream};
+use crate::postgres::PostgresError;
 use crate::types::{Epoch, Lsn, NodeId, Timeline};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// For writing the mark down, which the server's stop must not wait for where a disk hangs.
 const MARK_LIMIT: Duration = Duration::from_millis(500);
+/// A mark that may not be on disk is written again after so long.
+const MARK_AGAIN: Duration = Duration::from_secs(5);
 
 impl Loop {
     /// Before the facts are gathered: does the mark still hold?
     pub(super) async fn review_mark(&self, s: &ClusterState) {
-        if is_own_after_all(s, self.agent.me, &self.agent.postgres.by_hand())
-            && let Err(error) = self.agent.postgres.own().await
-        {
-            tracing::warn!(%error, "that it belongs to the cluster is not on disk yet");
+        let own = own_after_all(s, self.agent.me, &self.agent.postgres.by_hand());
+        if !own.is_empty() && !self.written(self.agent.postgres.own(&own)).await {
+            tracing::warn!(timelines = names(&own), "that these timelines belong to the cluster is not on disk yet");
         }
+    }
+
+    /// Is it on disk? It counts from now on, whatever the disk does.
+    async fn written(&self, change: impl Future<Output = Result<(), PostgresError>>) -> bool {
+        matches!(tokio::time::timeout(MARK_LIMIT, change).await, Ok(Ok(())))
     }
 
     /// Marks a server that somebody promoted, and has it copied where its namesake is the primary.
@@ -28,10 +35,15 @@ impl Loop {
         let taken = made_by_hand(s, self.agent.me, facts, postgres.promoted());
         let news = !taken.is_subset(&postgres.by_hand());
         if news {
-            tracing::warn!(timelines = ?taken, "somebody promoted PostgreSQL by hand: what it holds of these timelines is no part of the cluster");
+            tracing::warn!(
+                timelines = names(&taken),
+                "somebody promoted PostgreSQL by hand: what it holds of these timelines is no part of the cluster"
+            );
         }
-        if news || self.memory.unmarked {
-            self.memory.unmarked = !matches!(tokio::time::timeout(MARK_LIMIT, postgres.disown(taken)).await, Ok(Ok(())));
+        let now = self.agent.clock.now();
+        if news || self.memory.unmarked.is_some_and(|again| now >= again) {
+            let marked = self.written(postgres.disown(taken)).await;
+            self.memory.unmarked = (!marked).then(|| now.after(MARK_AGAIN));
         }
         if let Some(why) = upstream.and_then(|upstream| impostor(facts, &postgres.by_hand(), upstream)) {
             self.memory.need_clone(why, s.epoch);
@@ -56,9 +68,13 @@ fn made_by_hand(s: &ClusterState, me: NodeId, facts: &PostgresFacts, promoted: O
     if all_unclaimed { [timeline].into() } else { since_claimed.into_iter().chain([timeline]).collect() }
 }
 
-/// Was the number claimed for this very node, after somebody had taken it? It was elected for what it held before; so all of it counts.
-fn is_own_after_all(s: &ClusterState, me: NodeId, by_hand: &BTreeSet<Timeline>) -> bool {
-    by_hand.iter().any(|timeline| s.timelines.get(*timeline).is_some_and(|claim| claim.node == me))
+/// The numbers that were claimed for this very node, after somebody had taken them: it was elected for what it held before, so all of it counts.
+fn own_after_all(s: &ClusterState, me: NodeId, by_hand: &BTreeSet<Timeline>) -> BTreeSet<Timeline> {
+    by_hand.iter().copied().filter(|timeline| s.timelines.get(*timeline).is_some_and(|claim| claim.node == me)).collect()
+}
+
+fn names(timelines: &BTreeSet<Timeline>) -> String {
+    timelines.iter().map(Timeline::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Why a server that was promoted by hand must not follow `upstream` as it is: the number of its timeline was claimed for another, and neither
@@ -93,7 +109,9 @@ mod tests {
         let twice =
             PostgresFacts { timeline: Some(Timeline(5)), ancestry: vec![(Timeline(3), Lsn(1)), (Timeline(4), Lsn(2))], ..primary.clone() };
         assert_eq!(made_by_hand(&s, NodeId(2), &twice, None), [Timeline(4), Timeline(5)].into(), "twice");
-        assert!(is_own_after_all(&s, NodeId(1), &[Timeline(3)].into()) && !is_own_after_all(&s, NodeId(2), &[Timeline(3)].into()));
+        let both = BTreeSet::from([Timeline(3), Timeline(4)]);
+        assert_eq!(own_after_all(&s, NodeId(1), &both), [Timeline(3)].into());
+        assert_eq!(own_after_all(&s, NodeId(2), &both), BTreeSet::new());
 
         let standby = facts(Role::Standby, 110);
         let upstream = |timeline, ancestry: &[(u32, u64)]| {

@@ -13,7 +13,7 @@ const COPIES_COUNTED: u32 = 3;
 /// A standby that has streamed for so long is well.
 const WELL_AFTER: Duration = Duration::from_secs(60);
 /// Failures with so much time in between have nothing to do with each other.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
 
 /// Servers of this node that replay ended, in this epoch and since the standby was well.
 #[derive(Debug, Default)]

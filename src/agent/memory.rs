@@ -19,8 +19,8 @@ pub struct Memory {
     /// Rewinds done for this epoch's primary: each should have been the last.
     pub rewinds: (Epoch, u32),
     pub failures: ReplayFailures,
-    /// That somebody promoted the server by hand may not be on disk.
-    pub unmarked: bool,
+    /// That somebody promoted the server by hand may not be on disk: when it is written again.
+    pub unmarked: Option<Millis>,
     /// How far this node's rule had confirmed its WAL, when it was last seen as a primary.
     pub confirmed: Option<(Timeline, Lsn)>,
     /// Since when Postgres has not answered.

@@ -163,18 +163,24 @@ pub(super) fn forget(wal: &Path, files: &[PathBuf]) -> Result<(), Error> {
     sync_dir(wal)
 }
 
+fn number(name: &OsStr) -> Option<u32> {
+    u32::from_str_radix(name.to_str()?.strip_suffix(".history")?, 16).ok()
+}
+
 /// Number, path and text of every history file.
 fn histories(wal: &Path) -> Result<Vec<(u32, PathBuf, String)>, Error> {
     let entries = std::fs::read_dir(wal).map_err(io("cannot list", wal))?;
-    let number = |name: &OsStr| u32::from_str_radix(name.to_str()?.strip_suffix(".history")?, 16).ok();
     let found = entries.flatten().filter_map(|entry| Some((number(&entry.file_name())?, entry.path())));
     found.map(|(number, path)| Ok((number, path.clone(), std::fs::read_to_string(&path).map_err(io("cannot read", path))?))).collect()
 }
 
-/// Where each timeline begins that has a history here.
-pub(super) fn beginnings(wal: &Path) -> Result<Vec<(Timeline, Lsn)>, Error> {
-    let begins = |number| Some((Timeline(number), ancestry(wal, Timeline(number)).ok()?.last()?.1));
-    Ok(histories(wal)?.into_iter().filter_map(|(number, ..)| begins(number)).collect())
+/// The timelines beyond `newest` that have a history here, the oldest first.
+pub(super) fn newer(wal: &Path, newest: Timeline) -> Result<Vec<Timeline>, Error> {
+    let entries = std::fs::read_dir(wal).map_err(io("cannot list", wal))?;
+    let mut found: Vec<Timeline> =
+        entries.flatten().filter_map(|entry| number(&entry.file_name())).map(Timeline).filter(|timeline| *timeline > newest).collect();
+    found.sort_unstable();
+    Ok(found)
 }
 
 /// Where recovery begins, and what it must reach, as pg_control says.

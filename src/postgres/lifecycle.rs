@@ -60,14 +60,14 @@ impl Instance {
         let control = self.control_data().await?;
         self.check_system(&control, system)?;
         lock(&self.model).sizes = control.sizes.clone();
-        self.clear_stumps(&control, control.timeline()).await?;
+        self.clear_stumps(control.timeline()).await?;
         let origin = history::Origin {
             checkpoint: (control.checkpoint_timeline, control.checkpoint),
             least: (control.min_recovery_timeline, control.min_recovery_end),
         };
         let alone = Alone { end: self.remembered(&control).map(|stopped| (stopped.timeline, stopped.lsn)) };
-        self.retune(|intent| *intent = Intent { upstream, alone: Some(alone), by_hand: intent.by_hand.take(), ..Intent::default() })
-            .await?;
+        let marked = self.marked();
+        self.retune(|intent| *intent = Intent { upstream, alone: Some(alone), by_hand: marked, ..Intent::default() }).await?;
         self.told.store(0, Ordering::Relaxed);
         let layout = self.layout.clone();
         let run_as = self.run_as.clone();

@@ -52,7 +52,6 @@ impl Instance {
             intent.upstream = None;
             intent.sync = names.clone();
             intent.promotion = Some(Promotion { epoch, timeline });
-            intent.by_hand = None;
         })
         .await?;
         self.reload().await?;
@@ -60,7 +59,9 @@ impl Instance {
             Some(_) => self.await_refusal(&names).await?,
             None => self.await_names(&names).await?,
         }
-        self.clear_stumps(&self.cached_control().await?, own).await?;
+        if let Err(error) = self.clear_stumps(own).await {
+            tracing::warn!(%error, "promoting without a look at the first segments of newer timelines");
+        }
         let (wal, run_as) = (self.layout.wal(), self.run_as.clone());
         blocking(move || history::reserve(&wal, own.next().0..timeline.0, &run_as)).await?;
         asked.store(true, Ordering::Release);
@@ -79,6 +80,11 @@ impl Instance {
         if found != timeline {
             return Err(Error::WrongTimeline { claimed: timeline, found });
         }
+        // Whatever it was before, it is the cluster's primary now.
+        let marked = self.by_hand();
+        if !marked.is_empty() {
+            self.own(&marked).await?;
+        }
         self.tell_histories().await?;
         self.create_slots(rule.standbys.iter().copied()).await
     }
@@ -95,16 +101,25 @@ impl Instance {
         .await
     }
 
-    /// It belongs to the cluster: it was rewound, or all that it holds counts.
-    pub async fn own(&self) -> Result<(), Error> {
-        self.retune(|intent| intent.by_hand = None).await
+    /// What it holds of these timelines belongs to the cluster after all, or is gone.
+    pub async fn own(&self, timelines: &BTreeSet<Timeline>) -> Result<(), Error> {
+        self.retune(|intent| {
+            let left = |marked: ByHand| ByHand { timelines: &marked.timelines - timelines, ..marked };
+            intent.by_hand = intent.by_hand.take().map(left).filter(|marked| !marked.timelines.is_empty());
+        })
+        .await
     }
 
     /// The timelines that somebody promoted this directory onto by hand.
     #[must_use]
     pub fn by_hand(&self) -> BTreeSet<Timeline> {
+        self.marked().map(|marked| marked.timelines).unwrap_or_default()
+    }
+
+    /// The mark, where it is this directory's.
+    pub(super) fn marked(&self) -> Option<ByHand> {
         let marked = lock(&self.model).intent.by_hand.clone();
-        marked.filter(|marked| inode(&self.layout.pgdata) == Some(marked.inode)).map(|marked| marked.timelines).unwrap_or_default()
+        marked.filter(|marked| inode(&self.layout.pgdata) == Some(marked.inode))
     }
 
     pub(super) async fn recovers(&self) -> Result<bool, Error> {

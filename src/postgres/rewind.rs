@@ -80,8 +80,9 @@ impl Instance {
 
     /// It holds the primary's history now, and nothing of what was here before.
     async fn finish_rewind(&self) -> Result<(), Error> {
-        if !self.by_hand().is_empty() {
-            self.own().await?;
+        let marked = self.by_hand();
+        if !marked.is_empty() {
+            self.own(&marked).await?;
         }
         let layout = self.layout.clone();
         blocking(move || unmark(&layout)).await

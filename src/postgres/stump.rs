@@ -6,103 +6,144 @@
 //! less than this member confirmed (INV-7). It dies of the first upstream ("belongs to timeline 2, but previous recovered WAL file came
 //! from timeline 3"), at each start anew, and of a promotion, too.
 //!
-//! So a stump goes. Nothing is lost by that: a timeline is asked for when all of its parent's WAL is here, and what was confirmed of that came in
-//! under the parent's name.
+//! So a stump goes. Nothing is lost by that: it lacks what the parent's file has, and has nothing that this one lacks. What was confirmed of the
+//! timeline itself was on disk with all that came before it in its file.
 
-use super::control::ControlData;
 use super::durable::sync_dir;
 use super::error::{Error, io};
 use super::history;
 use super::instance::Instance;
-use super::tool::{self, blocking};
+use super::tool::blocking;
 use crate::types::{Lsn, Timeline};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-const WALDUMP_LIMIT: Duration = Duration::from_secs(30);
-/// What pg_waldump says of a file that breaks off: in a record, before the first one, and of one that was made and never written.
-const BREAKS_OFF: [&str; 3] = ["error in WAL record at", "could not find a valid record after", "WAL segment size"];
+/// Bytes that are compared at once.
+const CHUNK: usize = 64 << 10;
 
-/// A file with the beginning of a timeline, and with what came before that.
+/// A file with the beginning of a timeline, and one with what came before that.
 #[derive(Debug, PartialEq, Eq)]
 struct FirstSegment {
     timeline: Timeline,
     file: PathBuf,
-    /// Where the file begins, and the timeline.
-    from: Lsn,
-    to: Lsn,
+    /// Of the newest ancestor that has a file of this segment.
+    ancestors: PathBuf,
+    /// Bytes of the segment that they have in common.
+    shared: u64,
 }
 
 impl Instance {
     /// Before a start, and before a promotion. `newest`: the timeline that the server is known to have come to.
-    pub(super) async fn clear_stumps(&self, control: &ControlData, newest: Timeline) -> Result<(), Error> {
-        let (wal, control) = (self.layout.wal(), control.clone());
-        let found = blocking(move || first_segments(&wal, &control, newest)).await?;
-        for first in found {
-            if self.breaks_off(&first).await {
-                let FirstSegment { timeline, file, to, .. } = first;
-                tracing::info!(
-                    ?file,
-                    "this segment breaks off before {to}, where timeline {timeline} begins: its parent's is read instead"
-                );
-                blocking(move || remove(&file)).await?;
-            }
+    pub(super) async fn clear_stumps(&self, newest: Timeline) -> Result<(), Error> {
+        let wal = self.layout.wal();
+        let timelines = blocking(move || history::newer(&wal, newest)).await?;
+        if timelines.is_empty() {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    async fn breaks_off(&self, first: &FirstSegment) -> bool {
-        let mut command = tool::command(&self.install(), "pg_waldump", &self.run_as, &self.layout.node_dir);
-        command.args(["--quiet", "--timeline", &first.timeline.to_string(), "--start", &first.from.to_string()]);
-        command.args(["--end", &first.to.to_string()]).arg(&first.file);
-        match tool::run(command, "pg_waldump", WALDUMP_LIMIT).await {
-            Err(Error::Tool { output, .. }) if BREAKS_OFF.iter().any(|words| output.contains(words)) => true,
-            Err(error) => {
-                tracing::warn!(%error, file = ?first.file, "nobody can tell how far this segment goes");
-                false
+        let (wal, control) = (self.layout.wal(), self.cached_control().await?);
+        blocking(move || {
+            // The oldest first: a stump is nothing to compare another with.
+            for timeline in timelines {
+                let name = |timeline, lsn| control.wal_file(timeline, lsn);
+                if let Some(first) = first_segment(&wal, timeline, control.wal_segment, &name)
+                    && breaks_off(&first).unwrap_or_else(|error| unknown(&first, &error))
+                {
+                    tracing::info!(file = ?first.file, %timeline, "this segment breaks off before its timeline begins: its parent's is read instead");
+                    std::fs::remove_file(&first.file).map_err(io("cannot remove", &first.file))?;
+                    sync_dir(&wal)?;
+                }
             }
-            Ok(_) => false,
-        }
+            Ok(())
+        })
+        .await
     }
 }
 
-fn remove(file: &Path) -> Result<(), Error> {
-    std::fs::remove_file(file).map_err(io("cannot remove", file))?;
-    sync_dir(file.parent().unwrap_or(Path::new("/")))
+fn unknown(first: &FirstSegment, error: &std::io::Error) -> bool {
+    tracing::warn!(%error, file = ?first.file, "nobody can tell how far this segment goes");
+    false
 }
 
-/// Of timelines beyond `newest`, those of which nothing but the first segment is here.
-fn first_segments(wal: &Path, control: &ControlData, newest: Timeline) -> Result<Vec<FirstSegment>, Error> {
-    let beginnings = history::beginnings(wal)?.into_iter().filter(|(timeline, _)| *timeline > newest);
-    let first = beginnings.map(|(timeline, to)| {
-        let file = |lsn| wal.join(control.wal_file(timeline, lsn));
-        let goes_on = file(Lsn(to.0 + control.wal_segment)).exists();
-        (goes_on, FirstSegment { timeline, file: file(to), from: Lsn(to.0 - to.0 % control.wal_segment), to })
-    });
-    Ok(first.filter(|(goes_on, first)| !goes_on && first.from < first.to && first.file.exists()).map(|(_, first)| first).collect())
+/// The file in which `timeline` begins, where nothing but that is here of it, and something to compare it with.
+fn first_segment(wal: &Path, timeline: Timeline, size: u64, name: &dyn Fn(Timeline, Lsn) -> String) -> Option<FirstSegment> {
+    let ancestry = history::ancestry(wal, timeline).ok()?;
+    let (_, begins) = *ancestry.last()?;
+    let from = begins.0 - begins.0 % size;
+    let file = wal.join(name(timeline, begins));
+    if !file.exists() || wal.join(name(timeline, Lsn(begins.0 + size))).exists() {
+        return None;
+    }
+    let within = ancestry.iter().rev().take_while(|(_, left)| left.0 > from);
+    let mut others = within.map(|(ancestor, left)| (wal.join(name(*ancestor, begins)), left.0 - from));
+    let (ancestors, shared) = others.find(|(path, _)| path.exists())?;
+    Some(FirstSegment { timeline, file, ancestors, shared })
+}
+
+/// Does the file lack some of what its ancestor's has, and nothing else? What was never received is zero.
+fn breaks_off(first: &FirstSegment) -> std::io::Result<bool> {
+    let (mut file, mut other) = (File::open(&first.file)?, File::open(&first.ancestors)?);
+    let (mut mine, mut theirs) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let (mut left, mut lacks) = (first.shared, false);
+    while left > 0 {
+        let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        file.read_exact(&mut mine[..length])?;
+        other.read_exact(&mut theirs[..length])?;
+        if mine[..length] != theirs[..length] {
+            if mine.iter().zip(&theirs).take(length).any(|(mine, theirs)| mine != theirs && *mine != 0) {
+                return Ok(false);
+            }
+            lacks = true;
+        }
+        left -= u64::try_from(length).unwrap_or(left);
+    }
+    Ok(lacks)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn name(timeline: Timeline, lsn: Lsn) -> String {
+        format!("{}-{}", timeline.0, lsn.0 / 1000)
+    }
+
     #[test]
-    fn only_the_first_segment_of_a_timeline_that_was_not_reached_yet_is_looked_at() {
+    fn a_segment_that_says_less_than_its_ancestors_is_a_stump() {
         let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-        write("00000002.history", "1\t0/2000000\tat the beginning of a segment\n");
-        write("00000003.history", "1\t0/2000000\tx\n2\t0/406C810\tx\n");
-        write("00000004.history", "1\t0/2000000\tx\n2\t0/406C810\tx\n3\t0/506C810\tits segment is not here\n");
-        for file in ["000000020000000000000002", "000000030000000000000004", "000000020000000000000004"] {
-            write(file, "");
-        }
-        let control = ControlData::sample(&[]);
-        let found = |newest| first_segments(dir.path(), &control, Timeline(newest)).unwrap();
-        let file = dir.path().join("000000030000000000000004");
-        let third = FirstSegment { timeline: Timeline(3), file, from: Lsn(0x400_0000), to: Lsn(0x406_C810) };
-        assert_eq!(found(1), [third]);
-        assert_eq!(found(3), [], "it has replayed some of it");
-        write("000000030000000000000005", "");
-        assert_eq!(found(1), [], "it goes on");
+        let write = |name: &str, text: &[u8]| std::fs::write(dir.path().join(name), text).unwrap();
+        let found = |timeline| first_segment(dir.path(), Timeline(timeline), 1000, &name);
+        let stump = |timeline| found(timeline).map(|first| breaks_off(&first).unwrap());
+        write("00000002.history", b"1\t0/3E8\tat the beginning of a segment\n");
+        write("00000003.history", b"1\t0/3E8\tx\n2\t0/3EE\tsix bytes on\n");
+        write("00000004.history", b"1\t0/3E8\tx\n2\t0/3EE\tx\n3\t0/3EF\tone byte further\n");
+        assert_eq!(stump(3), None, "not here");
+        write("3-1", b"abcdefGH");
+        assert_eq!(stump(3), None, "nothing to compare it with");
+        write("2-1", b"abcdefxx");
+        assert_eq!(stump(3), Some(false), "it goes on");
+        write("3-1", b"abcd\0\0\0\0");
+        assert_eq!(stump(3), Some(true));
+        write("3-1", b"\0\0\0\0\0\0\0\0");
+        assert_eq!(stump(3), Some(true), "nothing came");
+        write("2-1", b"abc\0\0\0\0\0");
+        write("3-1", b"abcd\0\0\0\0");
+        assert_eq!(stump(3), Some(false), "it has what the other lacks");
+        write("2-1", b"abcdefxx");
+        write("3-2", b"");
+        assert_eq!(stump(3), None, "the next one is here, too");
+        write("2-1", b"abcdef\0\0");
+        write("4-1", b"abcdefGH");
+        write("2-2", b"");
+        let fourth = found(4).unwrap();
+        assert_eq!((fourth.ancestors, fourth.shared), (dir.path().join("3-1"), 7));
+        std::fs::remove_file(dir.path().join("3-1")).unwrap();
+        let fourth = found(4).unwrap();
+        assert_eq!((&fourth.ancestors, fourth.shared), (&dir.path().join("2-1"), 6));
+        assert!(!breaks_off(&fourth).unwrap(), "what its parent wrote is only in it");
+        write("4-1", b"abcde\0\0\0");
+        assert!(breaks_off(&fourth).unwrap());
+        write("2-1", b"abc");
+        assert!(breaks_off(&fourth).is_err(), "a file that is no segment");
     }
 }

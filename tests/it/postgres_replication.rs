@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot go on panics; it measures with Instant.
 
 use crate::ports::free_port;
-use crate::postgres_rig::{LIMIT, Server, processes_below, try_sql, until};
+use crate::postgres_rig::{LIMIT, Server, as_owner, processes_below, try_sql, until};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -491,7 +491,8 @@ struct Heirs {
     next: Timeline,
 }
 
-async fn heirs() -> Heirs {
+/// `crossing`: the last record of all begins in the segment before.
+async fn heirs(crossing: bool) -> Heirs {
     let primary = Server::primary(1).await;
     let (winner, standby) = (Server::standby(2, &primary).await, Server::standby(3, &primary).await);
     primary.sql("SELECT pg_switch_wal()").await;
@@ -500,7 +501,21 @@ async fn heirs() -> Heirs {
     write(&primary, "b").await;
     until_reads(&winner, "a b").await;
     until_reads(&standby, "a b").await;
-    primary.instance.stop(LIMIT).await.unwrap();
+    if crossing {
+        // 80 kB, most of them behind the boundary.
+        primary.sql("CREATE TABLE many (v int)").await;
+        const MANY: &str = "DO $$ BEGIN FOR i IN 1..20000 LOOP BEGIN INSERT INTO many VALUES (i); EXCEPTION WHEN OTHERS THEN NULL; END; \
+                            END LOOP; END $$";
+        const ROOM: &str = "(16777216 - (pg_current_wal_insert_lsn() - '0/0'::pg_lsn) % 16777216 - 25000) * 8168 / 8192";
+        primary.sql(&format!("{MANY}; SELECT pg_logical_emit_message(true, 'x', repeat('x', ({ROOM})::int))")).await;
+        let end = primary.sql("SELECT pg_current_wal_flush_lsn()").await.unwrap().parse::<Lsn>().unwrap();
+        for server in [&winner, &standby] {
+            server.until("has it", |f| f.position.is_some_and(|p| p.lsn >= end)).await;
+        }
+        primary.instance.demote().await.unwrap();
+    } else {
+        primary.instance.stop(LIMIT).await.unwrap();
+    }
     for server in [&winner, &standby] {
         server.instance.detach(LIMIT).await.unwrap();
     }
@@ -512,6 +527,17 @@ async fn heirs() -> Heirs {
 }
 
 impl Heirs {
+    /// Does no record begin in that segment before the winner's timeline does?
+    async fn begins_behind_one_record(&self) -> bool {
+        let begins = self.winner.facts().await.ancestry.last().unwrap().1;
+        let segment = format!("{:08X}00000000{:08X}", self.next.0, begins.0 >> 24);
+        let from = Lsn(begins.0 >> 24 << 24);
+        let mut waldump = as_owner(&self.winner, &self.winner.instance.install().program("pg_waldump"));
+        waldump.args(["-t", &self.next.to_string(), "-s", &from.to_string(), "-e", &begins.to_string()]);
+        let said = waldump.arg(self.winner.instance.pgdata().join("pg_wal").join(segment)).output().unwrap();
+        String::from_utf8_lossy(&said.stderr).contains("could not find a valid record")
+    }
+
     /// As a crash leaves it that came when this much had been received of the segment in which the winner's timeline begins.
     async fn leave_stump(&self, received: u64) {
         let begins = self.winner.facts().await.ancestry.last().unwrap().1;
@@ -533,7 +559,14 @@ impl Heirs {
 /// less than the parent's own does.
 #[tokio::test]
 async fn a_segment_that_breaks_off_before_its_timeline_begins_hides_nothing() {
-    let heirs = heirs().await;
+    for crossing in [false, true] {
+        let heirs = heirs(crossing).await;
+        assert_eq!(heirs.begins_behind_one_record().await, crossing);
+        hides_nothing(&heirs).await;
+    }
+}
+
+async fn hides_nothing(heirs: &Heirs) {
     let standby = &heirs.standby;
     for received in [0, 3 * 8192] {
         standby.instance.demote().await.unwrap();
@@ -558,7 +591,7 @@ async fn a_segment_that_breaks_off_before_its_timeline_begins_hides_nothing() {
 /// The primary that it had begun to follow is lost in that moment, and it is elected.
 #[tokio::test]
 async fn a_standby_is_promoted_beside_a_segment_that_breaks_off() {
-    let heirs = heirs().await;
+    let heirs = heirs(false).await;
     heirs.leave_stump(3 * 8192).await;
     let third = Timeline(heirs.next.0 + 1);
     heirs.standby.instance.promote(Epoch(5), third, &heirs.standby.alone(), LIMIT).await.unwrap();
