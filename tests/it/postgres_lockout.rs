@@ -132,5 +132,13 @@ async fn one_that_has_followed_somebody_since_its_start_tells_nothing_by_its_sto
         standby.instance.waits_for_upstream()
     })
     .await;
+    // An election turns it away; nobody is let in to be asked whether it has.
+    let _ = standby.instance.detach(STOP).await;
+    until("it is to be stopped", || async {
+        let facts = standby.facts().await;
+        assert!(facts.state == PostgresState::Starting && facts.position.is_none(), "it ended at {before:?} before its start: {facts:?}");
+        standby.instance.locked_out().is_some()
+    })
+    .await;
     assert_eq!(stopped(&standby).await.position, None);
 }
