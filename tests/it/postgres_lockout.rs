@@ -142,3 +142,32 @@ async fn one_that_has_followed_somebody_since_its_start_tells_nothing_by_its_sto
     .await;
     assert_eq!(stopped(&standby).await.position, None);
 }
+
+/// Whatever made a server wait, an end behind which WAL goes on is none (INV-7): here the last segment is out of sight until it is stopped.
+#[tokio::test]
+async fn a_stop_before_the_end_of_the_wal_tells_no_end() {
+    let server = Server::primary(1).await;
+    let _open = many_savepoints(&server).await;
+    server.sql("SELECT pg_switch_wal()").await;
+    let switched = server.facts().await.position.unwrap().lsn;
+    server.sql("INSERT INTO t SELECT 0 FROM generate_series(1, 1000)").await;
+    let last = server.sql("SELECT pg_walfile_name(pg_current_wal_lsn())").await.unwrap();
+    server.instance.demote().await.unwrap();
+    let pgdata = server.instance.pgdata().to_owned();
+    let (segment, aside) = (pgdata.join("pg_wal").join(&last), pgdata.join(&last));
+    std::fs::rename(&segment, &aside).unwrap();
+
+    until_locked_out(&server).await;
+    let back = tokio::task::spawn_blocking(move || {
+        while pgdata.join("postmaster.pid").exists() {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+        std::fs::rename(aside, segment)
+    });
+    assert_eq!(stopped(&server).await.position, None);
+    back.await.unwrap().unwrap();
+
+    until_locked_out(&server).await;
+    let told = stopped(&server).await.position.unwrap().lsn;
+    assert!(told > switched, "{told}, which is not behind {switched}");
+}
