@@ -73,7 +73,7 @@ install_newer_postgres() {
 explain() {
   cat >&2 <<TXT
 setup: this machine lacks: ${missing[*]}
-Install PostgreSQL 15 or newer (server, pg_basebackup, pg_rewind), a C compiler, make, pkg-config and git, for example
+Install PostgreSQL 15 to 18 (server, pg_basebackup, pg_rewind), a C compiler, make, pkg-config and git, for example
   Debian, Ubuntu:  apt-get install postgresql gcc libc6-dev make pkg-config git
   Fedora, RHEL:    dnf install postgresql-server postgresql-contrib gcc make pkgconf git
   Arch:            pacman -S postgresql gcc make pkgconf git

@@ -1,1 +1,1 @@
-//! Reserved: see DESIGN §3.
+//! Reserved: see docs/ARCHITECTURE.md, "Modules".

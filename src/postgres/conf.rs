@@ -273,7 +273,7 @@ pub(super) fn render(
     let slot = intent.upstream.as_ref().map_or_else(String::new, |_| application_name(me));
     settings.insert("primary_slot_name".to_owned(), slot);
 
-    let mut text = String::from("# Written by Trilithon. Changes made here are undone; use `trilithon config edit`.\n");
+    let mut text = String::from("# Written by Trilithon. Changes made here are undone; use `trilithon config set`.\n");
     let included = layout.pgdata.join("postgresql.conf").display().to_string();
     let _ = writeln!(text, "include_if_exists {}", quote(&included));
     for (name, value) in &settings {

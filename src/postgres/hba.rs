@@ -27,7 +27,7 @@ type Refused = (String, String);
 /// general ones and after those that replication needs.
 pub(super) fn render_hba(extra: &[String], peer: bool) -> String {
     let local = if peer { "peer map=trilithon" } else { "scram-sha-256" };
-    let mut text = String::from("# Written by Trilithon. Changes made here are undone; use `trilithon config edit`.\n");
+    let mut text = String::from("# Written by Trilithon. Changes made here are undone; use `trilithon config set`.\n");
     let _ = writeln!(text, "local all {SUPERUSER} {local}");
     let _ = writeln!(text, "local replication {SUPERUSER} {local}");
     let _ = writeln!(text, "host replication {REPLICATION_ROLE} all scram-sha-256");

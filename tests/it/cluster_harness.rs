@@ -24,7 +24,7 @@ pub const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// One SQL statement or one status of a healthy node.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// `cluster.json`, as INTERFACE.md fixes it.
+/// `cluster.json`, whose names people and programs hold on to.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ClusterFile {
     pub password: String,
@@ -124,7 +124,7 @@ impl Cluster {
     /// As the demo describes itself at this moment.
     pub fn file(&self) -> ClusterFile {
         let text = fs::read_to_string(self.dir.join("cluster.json")).expect("a running demo has its cluster.json");
-        serde_json::from_str(&text).expect("cluster.json is as INTERFACE.md says")
+        serde_json::from_str(&text).expect("cluster.json has the names that are fixed")
     }
 
     pub fn node(&self, name: &str) -> Node {

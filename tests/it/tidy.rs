@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// DESIGN §3: a module imports only lower levels. `proto` is generated from the wire format and below everything.
+/// docs/ARCHITECTURE.md, "Modules": a module imports only lower levels. `proto` is generated from the wire format and below everything.
 const LEVELS: &[(&str, u8)] = &[
     ("types", 0),
     // Below everything that may have one; the PURE modules may not.
@@ -81,7 +81,7 @@ fn complaint(path: &str, line: usize, what: &str) -> String {
 fn level_breaches(path: &str, text: &str) -> Vec<String> {
     let Some(module) = module_of(path) else { return Vec::new() };
     let Some(own) = level(&module[0]) else {
-        return vec![complaint(path, 1, "this module has no level: add it to DESIGN §3's table and to tests/it/tidy.rs")];
+        return vec![complaint(path, 1, "this module has no level: add it to docs/ARCHITECTURE.md, \"Modules\", and to tests/it/tidy.rs")];
     };
     let code = Code::of(text).without_tests();
     let mut breaches = Vec::new();

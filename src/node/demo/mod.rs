@@ -105,7 +105,7 @@ impl Args {
     }
 }
 
-/// Exit code 3 of INTERFACE.md: refused, with the reason and what would make it possible.
+/// Exit code 3: refused, with the reason and what would make it possible.
 const REFUSED: u8 = 3;
 /// How often the command in front looks at the one in the background.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

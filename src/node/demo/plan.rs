@@ -7,6 +7,7 @@
 //! Entry point: [`Plan::new`].
 
 use super::Args;
+use crate::cluster::Settings;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -152,9 +153,17 @@ impl Plan {
         let _ =
             writeln!(text, "[proxy]\nauto = \"127.0.0.1:{auto}\"\nprimary = \"127.0.0.1:{primary}\"\nstandby = \"127.0.0.1:{standby}\"\n");
         let _ = writeln!(text, "[api]\ngrpc = \"127.0.0.1:{grpc}\"\nhttp = \"127.0.0.1:{http}\"\n");
-        if self.data_sites().count() < 3 {
-            // The loss of one would leave no standby to confirm a commit: the survivor is to go on alone, visibly.
-            text.push_str("[ha]\nstrict = false\n\n");
+        // The loss of one of two would leave no standby to confirm a commit: the survivor is to go on alone, visibly.
+        let strict = if self.data_sites().count() < 3 { "strict = false\n" } else { "" };
+        // Three election timeouts at least, which the validation demands.
+        let lease_ttl = self.round_trip * 15;
+        let lease = if lease_ttl > Settings::default().lease_ttl() {
+            format!("lease_ttl = \"{}ms\"\n", lease_ttl.as_millis())
+        } else {
+            String::new()
+        };
+        if !(strict.is_empty() && lease.is_empty()) {
+            let _ = writeln!(text, "[ha]\n{strict}{lease}");
         }
         if self.round_trip > NEAR {
             let heartbeat = self.round_trip.as_millis() * 2;
@@ -287,7 +296,9 @@ mod tests {
 
     #[test]
     fn every_node_accepts_its_configuration() {
-        for words in [&["--witness", "--pg-bin", "/opt/pg/bin"][..], &["--nodes", "5", "--wan-ms", "150"], &["--nodes", "1"]] {
+        for words in
+            [&["--witness", "--pg-bin", "/opt/pg/bin"][..], &["--nodes", "5", "--wan-ms", "150"], &["--wan-ms", "2000"], &["--nodes", "1"]]
+        {
             let plan = plan(words);
             for site in &plan.sites {
                 let text = plan.config(site);

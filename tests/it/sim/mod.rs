@@ -3,7 +3,7 @@
 //! ```text
 //!   seed ─► Config ─► World ──events──► agent: observe → ha::converge → action ─► Postgres model (WAL as a tree)
 //!                       │                  └─ ha::decide on the leader ─► raft model ─► cluster::apply on every node
-//!                       └─ oracles look at every step (P1, P2, P3, INV-1 to INV-12), and after the heal at the whole
+//!                       └─ oracles look at every step (P1, P2, P3, the invariants), and after the heal at the whole
 //! ```
 //! `TRILITHON_SIM_HOURS=N` sets how much is simulated, `TRILITHON_SIM_SEED=N` replays one seed with its transcript;
 //! a campaign of a million hours is in [`campaign`].
