@@ -159,7 +159,9 @@ async fn a_stop_before_the_end_of_the_wal_tells_no_end() {
 
     until_locked_out(&server).await;
     let back = tokio::task::spawn_blocking(move || {
-        while pgdata.join("postmaster.pid").exists() {
+        // Before the stop looks at the WAL, so that it is asked often; no longer than a stop may take.
+        let begun = std::time::Instant::now();
+        while pgdata.join("postmaster.pid").exists() && begun.elapsed() < 2 * STOP {
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
         std::fs::rename(aside, segment)
