@@ -10,8 +10,8 @@ use super::session::{Session, Target};
 use super::*;
 use crate::check::{self, Least};
 use crate::record::{Outcome, Verdict};
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use rustix::process::{Pid, Signal};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::sync_channel;
 use tempfile::TempDir;
@@ -71,37 +71,43 @@ impl Server {
         command.arg("-D").arg(self.data()).args(["-p", &self.port.to_string(), "-h", "127.0.0.1", "-c", "max_connections=200"]);
         command.args(["-c", "unix_socket_directories=", "-c", "logging_collector=off"]).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(std::fs::File::create(self.dir.path().join("log")).unwrap());
-        command.process_group(0);
         self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Whatever a client sends from now on gets no answer.
+    fn hang(&self) {
+        self.signal_all(Signal::STOP);
     }
 
     /// The postmaster and, because it cannot tell them any more, all its children.
     fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let pid = rustix::process::Pid::from_child(&child);
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            let _ = child.kill();
             let _ = child.wait();
-            wait_for_orphans(&self.data());
+            for _ in 0..100 {
+                if self.signal_all(Signal::KILL) == 0 {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
         }
+    }
+
+    /// To each process that works in this server's directory; how many these were.
+    fn signal_all(&self, signal: Signal) -> usize {
+        let data = self.data();
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let ours = processes.filter(|p| std::fs::read_link(p.path().join("cwd")).is_ok_and(|cwd| cwd == data));
+        let pids: Vec<Pid> = ours.filter_map(|p| p.file_name().to_str()?.parse().ok()).filter_map(Pid::from_raw).collect();
+        for pid in &pids {
+            let _ = rustix::process::kill_process(*pid, signal);
+        }
+        pids.len()
     }
 
     fn place(&self, name: &str) -> Place {
         let ports = Ports { postgres: self.port, auto: self.port, primary: self.port, standby: self.port };
         Place { name: name.to_owned(), host: "127.0.0.1".to_owned(), ports, spawn: Arc::new(spawn) }
-    }
-}
-
-/// Backends notice the death of their postmaster by themselves; the next start waits for the last one.
-fn wait_for_orphans(data: &Path) {
-    let wanted = format!("{}", data.display());
-    for _ in 0..100 {
-        let processes = std::fs::read_dir("/proc").unwrap().flatten();
-        let is_there =
-            processes.into_iter().any(|p| std::fs::read_link(p.path().join("cwd")).is_ok_and(|cwd| cwd.display().to_string() == wanted));
-        if !is_there {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -169,7 +175,7 @@ fn places(server: &Server) -> Vec<Place> {
 }
 
 #[test]
-fn a_healthy_server_that_is_killed_once_passes_every_checker_and_tampering_fails() {
+fn a_healthy_server_that_hangs_and_is_killed_passes_every_checker_and_tampering_fails() {
     let mut server = Server::start();
     let places = places(&server);
     until_ready(&places[0]);
@@ -178,6 +184,9 @@ fn a_healthy_server_that_is_killed_once_passes_every_checker_and_tampering_fails
     let plan = Plan { per_second: 300.0, deadline: Duration::from_secs(3), watch_alone: false, ..Plan::default() };
     let running = start(&places, &login(), clock, &plan).unwrap();
     until_acknowledged(&running, 700);
+    // A server that is killed between two writes leaves none whose fate is unknown; one that hung has every client's.
+    server.hang();
+    std::thread::sleep(Duration::from_millis(500));
     server.kill();
     // Long enough to be an outage whatever the machine does besides.
     std::thread::sleep(Duration::from_secs(1));
