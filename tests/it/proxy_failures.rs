@@ -1,7 +1,7 @@
 //! The failure contract: what a client is told when the cluster changes under it.
 
 use crate::proxy_support::{
-    Front, PRIMARY, Pair, Pg, Raw, STANDBY, code, eventually, message, parse, psql, query, run_statement, slow_line, sync, through,
+    Front, HeldLine, PRIMARY, Pair, Raw, STANDBY, code, eventually, message, parse, psql, query, run_statement, sync, through,
 };
 use futures::future;
 use std::sync::atomic::Ordering::SeqCst;
@@ -77,18 +77,11 @@ async fn inv_11_new_transactions_wait_through_a_failover_and_are_served_by_the_n
     assert_eq!(psql(front.primary(), "select pg_is_in_recovery()"), "f");
 }
 
-/// Until one client counts a long series there.
-async fn until_a_read_runs(server: &Pg) {
-    let direct = server.direct().await;
-    let sql =
-        "select count(*) from pg_stat_activity where query like '%generate_series(1%' and state = 'active' and pid <> pg_backend_pid()";
-    for _ in 0..1000 {
-        if direct.query_one(sql, &[]).await.expect("activity").get::<_, i64>(0) == 1 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("no read runs");
+/// `select n from nap` is a read of so many seconds, by its text.
+async fn view_that_sleeps(pair: &Pair, seconds: u32) {
+    let sql = format!("create view nap as select count(*) as n from pg_sleep({seconds})");
+    pair.primary.direct().await.batch_execute(&sql).await.expect("view");
+    pair.caught_up().await;
 }
 
 /// Found by a run of chaos: the answer of such a read was an empty one, as if there were no such row.
@@ -96,10 +89,11 @@ async fn until_a_read_runs(server: &Pg) {
 async fn a_read_that_waits_for_another_server_when_the_node_stops_fails() {
     let mut pair = Pair::start();
     let front = Front::start(&pair, |_| {}).await;
+    view_that_sleeps(&pair, 60).await;
     let reader = through(front.standby()).await;
-    let read = reader.simple_query("select count(*) from generate_series(1, 50000000)");
+    let read = reader.simple_query("select n from nap");
     let stop = async {
-        until_a_read_runs(&pair.standby).await;
+        pair.standby.until_asleep(1).await;
         hold(&front).await;
         pair.standby.stop(rustix::process::Signal::QUIT);
         eventually("it waits for another server", || front.handle.stats().waiting == 1).await;
@@ -155,50 +149,57 @@ async fn no_read_begins_on_a_standby_that_became_unfit_while_its_connection_was_
     let pair = Pair::start();
     let front = Front::start(&pair, |_| {}).await;
     pair.caught_up().await;
-    let line = slow_line(pair.standby.port, Duration::from_millis(400)).await;
+    let line = HeldLine::to(pair.standby.port).await;
     let mut client = Raw::login(front.auto()).await;
     assert_eq!(client.ask(&query("begin read only")).await, "CZ");
     assert_eq!(client.ask(&query("select 1 / (select count(*) from pg_stat_wal_receiver)")).await, "TDCZ", "on the standby");
     assert_eq!(client.ask(&query("commit")).await, "CZ");
-    front.publish(|topology| topology.backends.get_mut(&STANDBY).expect("the standby").address = format!("127.0.0.1:{line}")).await;
+    front.publish(|topology| topology.backends.get_mut(&STANDBY).expect("the standby").address = format!("127.0.0.1:{}", line.port)).await;
     assert_eq!(client.ask(&query("begin read only")).await, "CZ");
     client.say(&query("select 1 / (1 - least(1, count(*))) from pg_stat_wal_receiver")).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    front.publish(|topology| topology.backends.get_mut(&STANDBY).expect("the standby").readable = false).await;
+    tokio::time::timeout(Duration::from_secs(10), line.begun.notified()).await.expect("a connection is begun");
+    readable(&front, false).await;
+    line.open.send_replace(true);
     assert_eq!(client.answer().await, "TDCZ", "on the primary");
+}
+
+/// What the proxy is told of the standby.
+async fn readable(front: &Front, is: bool) {
+    front.publish(|topology| topology.backends.get_mut(&STANDBY).expect("the standby").readable = is).await;
 }
 
 /// P3: what it keeps there does not keep a session on a standby that shows what nobody may have.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_keeps_its_standby_reads_nothing_there_once_it_is_unfit() {
     let pair = Pair::start();
-    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_millis(300)).await;
+    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_secs(30)).await;
     let kept = through(front.standby()).await;
     let statement = kept.prepare("select 1").await.expect("a statement that stays on the standby");
     kept.query(&statement, &[]).await.expect("a sound standby");
-    let readable = |is: bool| front.publish(move |topology| topology.backends.get_mut(&STANDBY).expect("the standby").readable = is);
-    readable(false).await;
+    readable(&front, false).await;
     let (asked, ()) = future::join(kept.query(&statement, &[]), async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        readable(true).await;
+        eventually("it waits", || front.handle.stats().waiting == 1).await;
+        readable(&front, true).await;
     })
     .await;
     asked.expect("it waits for a moment");
-    readable(false).await;
-    assert_eq!(code(kept.query(&statement, &[]).await), "57P01");
-    readable(true).await;
 
     // Who cancels the wait has his answer to the end, and to what he had sent behind it.
-    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_secs(30)).await;
     let mut kept = Raw::login(front.standby()).await;
     assert_eq!(kept.ask(&[parse("mine", "select 1"), sync()].concat()).await, "1Z");
-    front.publish(|topology| topology.backends.get_mut(&STANDBY).expect("the standby").readable = false).await;
+    readable(&front, false).await;
     kept.say(&[run_statement("mine"), sync(), run_statement("mine"), sync()].concat()).await;
     for answered in 0..2 {
         eventually("it waits", || front.handle.stats().waiting == 1).await;
         kept.cancel(front.standby()).await;
         assert_eq!(kept.answer().await, "E57014Z", "{answered}");
     }
+
+    let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_millis(300)).await;
+    let kept = through(front.standby()).await;
+    let statement = kept.prepare("select 1").await.expect("a statement that stays on the standby");
+    readable(&front, false).await;
+    assert_eq!(code(kept.query(&statement, &[]).await), "57P01");
 }
 
 /// A primary that lost power and starts again is in recovery, with commits that nobody had confirmed (P3).
@@ -235,15 +236,7 @@ async fn inv_11_a_demoted_primary_is_left_at_once_with_the_right_code() {
     pinned.batch_execute("create temp table mine (a int)").await.expect("pin");
     let busy = future::join(active.simple_query("select pg_sleep(60)"), single.simple_query("insert into t select 5 from pg_sleep(60)"));
     let fence = async {
-        let direct = pair.primary.direct().await;
-        for _ in 0..500 {
-            let sql =
-                "select count(*) from pg_stat_activity where query like '%pg_sleep(60)%' and state = 'active' and pid <> pg_backend_pid()";
-            if direct.query_one(sql, &[]).await.expect("activity").get::<_, i64>(0) == 2 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        pair.primary.until_asleep(2).await;
         hold(&front).await;
         flip(&front).await;
         pair.standby.promote();
@@ -280,6 +273,7 @@ async fn a_dead_server_is_told_apart_by_what_was_in_flight() {
     let mut pair = Pair::start();
     let front = Front::start(&pair, |config| config.hold_timeout = Duration::from_secs(20)).await;
     psql(front.primary(), "create table t (a int); insert into t values (1)");
+    view_that_sleeps(&pair, 60).await;
     let read = through(front.primary()).await;
     let write = through(front.primary()).await;
     let block = through(front.primary()).await;
@@ -287,13 +281,12 @@ async fn a_dead_server_is_told_apart_by_what_was_in_flight() {
     block.batch_execute("begin").await.expect("begin");
     block.batch_execute("insert into t values (2)").await.expect("insert");
     let crash = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        pair.primary.until_asleep(3).await;
         pair.primary.stop(rustix::process::Signal::QUIT);
         pair.primary.start();
     };
-    let slow_read = "select count(*) from generate_series(1, 12000000)";
     let statements = future::join3(
-        read.simple_query(slow_read),
+        read.simple_query("select n from nap"),
         write.simple_query("insert into t select 3 from pg_sleep(60)"),
         extended.query("insert into t select 4 from pg_sleep(60) returning a", &[]),
     );
@@ -422,10 +415,23 @@ async fn inv_9_the_primarys_own_proxy_serves_only_under_its_lease() {
 /// A table `t`, and commits that wait for a standby that does not exist. Gives a session of the server itself.
 async fn table_that_nobody_confirms(pair: &Pair) -> tokio_postgres::Client {
     let direct = pair.primary.direct().await;
-    direct.batch_execute("create table t (a int)").await.expect("table");
+    direct.batch_execute("create table t (a int); create table probe ()").await.expect("table");
     for sql in ["alter system set synchronous_standby_names = 'nobody'", "select pg_reload_conf()"] {
         direct.simple_query(sql).await.expect("synchronous");
     }
+    // Commits wait as soon as the checkpointer has read it.
+    let probe = pair.primary.direct().await;
+    let commits = async {
+        loop {
+            probe.batch_execute("insert into probe default values").await.expect("nothing to wait for yet");
+        }
+    };
+    tokio::select! {
+        () = until_waiting_for_standbys(&direct, 1) => {}
+        () = commits => {}
+    }
+    probe.cancel_token().cancel_query(tokio_postgres::NoTls).await.expect("cancel request");
+    until_waiting_for_standbys(&direct, 0).await;
     direct
 }
 
@@ -433,6 +439,17 @@ async fn table_that_nobody_confirms(pair: &Pair) -> tokio_postgres::Client {
 async fn waiting_for_standbys(direct: &tokio_postgres::Client) -> i64 {
     let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
     direct.query_one(sql, &[]).await.expect("activity").get(0)
+}
+
+/// Until the commits of so many wait for a standby.
+async fn until_waiting_for_standbys(direct: &tokio_postgres::Client, backends: i64) {
+    for _ in 0..1000 {
+        if waiting_for_standbys(direct).await == backends {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not {backends} backends wait for a standby");
 }
 
 /// Cancelled, the wait would end and show a row to others that may yet be lost (P3).
@@ -443,7 +460,7 @@ async fn a_client_that_leaves_does_not_end_the_wait_for_standbys() {
     let direct = table_that_nobody_confirms(&pair).await;
     let mut client = Raw::login(front.primary()).await;
     client.say(&query("insert into t values (1)")).await;
-    until_one_waits_for_standbys(&direct).await;
+    until_waiting_for_standbys(&direct, 1).await;
     drop(client);
     eventually("the client has left", || front.handle.stats().clients == 0).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -478,17 +495,6 @@ async fn a_write_that_looked_like_a_read_runs_once() {
     }
 }
 
-/// Until the commit of one client waits for a standby.
-async fn until_one_waits_for_standbys(direct: &tokio_postgres::Client) {
-    for _ in 0..1000 {
-        if waiting_for_standbys(direct).await == 1 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("nobody waits for a standby");
-}
-
 /// Its answer is sent only behind its commit, so that nothing of it was seen when it is applied already.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_view_that_writes_is_not_run_again_behind_its_commit() {
@@ -501,7 +507,7 @@ async fn a_view_that_writes_is_not_run_again_behind_its_commit() {
     for unit in [query("select n from v"), [parse("", "select n from v"), run_statement(""), sync()].concat()] {
         let before: i64 = pair.primary.direct().await.query_one("select count(*) from t", &[]).await.expect("count").get(0);
         client.say(&unit).await;
-        until_one_waits_for_standbys(&pair.primary.direct().await).await;
+        until_waiting_for_standbys(&pair.primary.direct().await, 1).await;
         pair.primary.stop(rustix::process::Signal::QUIT);
         pair.primary.start();
         // Whatever PostgreSQL says in its last moment, which may be the row.
@@ -521,13 +527,13 @@ async fn a_view_that_writes_is_not_run_again_behind_its_commit() {
 async fn a_read_whose_standby_is_lost_runs_again() {
     let mut pair = Pair::start();
     let front = Front::start(&pair, |_| {}).await;
-    psql(front.primary(), "create table t (a int)");
-    pair.caught_up().await;
+    // For longer than a lost standby is shunned: the second round finds it again.
+    view_that_sleeps(&pair, 5).await;
     for port in [front.auto(), front.standby()] {
         let client = through(port).await;
-        let read = client.simple_query("select count(*) from generate_series(1, 12000000)");
+        let read = client.simple_query("select n from nap");
         let crash = async {
-            until_a_read_runs(&pair.standby).await;
+            pair.standby.until_asleep(1).await;
             pair.standby.stop(rustix::process::Signal::QUIT);
             pair.standby.start();
         };

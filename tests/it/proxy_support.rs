@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
 use trilithon::cluster::{Backend, Topology, WriteGate};
@@ -102,6 +102,19 @@ impl Pg {
             .await
             .expect("direct connection")
     }
+
+    /// Until so many clients are in the midst of a pg_sleep() there.
+    pub async fn until_asleep(&self, clients: i64) {
+        let direct = self.direct().await;
+        for _ in 0..1000 {
+            let sql = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+            if direct.query_one(sql, &[]).await.expect("activity").get::<_, i64>(0) == clients {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not {clients} clients are asleep");
+    }
 }
 
 impl Drop for Pg {
@@ -140,12 +153,13 @@ impl Pair {
         Pair { primary, standby, dir }
     }
 
-    /// Until the standby has replayed everything the primary has written.
+    /// Until the standby streams and has replayed everything the primary has written.
     pub async fn caught_up(&self) {
         let (primary, standby) = (self.primary.direct().await, self.standby.direct().await);
         let end: String = primary.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.expect("lsn").get(0);
-        let sql = format!("SELECT coalesce(pg_last_wal_replay_lsn() >= '{end}', false)");
-        for _ in 0..500 {
+        let sql = format!("SELECT coalesce(pg_last_wal_replay_lsn() >= '{end}', false) AND EXISTS (SELECT FROM pg_stat_wal_receiver)");
+        // One whose first connection failed tries again after five seconds.
+        for _ in 0..2000 {
             if standby.query_one(&sql, &[]).await.expect("replay lsn").get(0) {
                 return;
             }
@@ -244,23 +258,37 @@ impl Front {
     }
 }
 
-/// A line to `port` on which every connection takes `delay` to come about.
-pub async fn slow_line(port: u16, delay: Duration) -> u16 {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let at = listener.local_addr().expect("bound").port();
-    #[allow(clippy::disallowed_methods)]
-    tokio::spawn(async move {
-        while let Ok((mut near, _)) = listener.accept().await {
-            #[allow(clippy::disallowed_methods)]
-            tokio::spawn(async move {
-                tokio::time::sleep(delay).await;
-                let mut far = TcpStream::connect(("127.0.0.1", port)).await.expect("the server listens");
-                // Either end may break it off.
-                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-            });
-        }
-    });
-    at
+/// A line to a server on which no connection comes about until it is opened.
+pub struct HeldLine {
+    pub port: u16,
+    pub begun: Arc<Notify>,
+    pub open: watch::Sender<bool>,
+}
+
+impl HeldLine {
+    pub async fn to(port: u16) -> HeldLine {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (open, opened) = watch::channel(false);
+        let line = HeldLine { port: listener.local_addr().expect("bound").port(), begun: Arc::default(), open };
+        let begun = Arc::clone(&line.begun);
+        #[allow(clippy::disallowed_methods)]
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                begun.notify_one();
+                let mut opened = opened.clone();
+                #[allow(clippy::disallowed_methods)]
+                tokio::spawn(async move {
+                    if opened.wait_for(|is_open| *is_open).await.is_err() {
+                        return;
+                    }
+                    let mut far = TcpStream::connect(("127.0.0.1", port)).await.expect("the server listens");
+                    // Either end may break it off.
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        line
+    }
 }
 
 /// A client of the proxy (or of anything else).

@@ -210,9 +210,11 @@ fn a_healthy_server_that_hangs_and_is_killed_passes_every_checker_and_tampering_
 
     run_sql(
         &places[0],
-        "DELETE FROM chaos_set WHERE n IN (SELECT n FROM chaos_set ORDER BY n LIMIT 1); \
-         UPDATE chaos_append_serializable SET v = v[2:] WHERE k = 1; UPDATE chaos_append_repeatable_read SET v = '{}' WHERE k = 1; \
-         UPDATE chaos_register SET v = 7 WHERE k = 1; UPDATE chaos_bank SET balance = balance + 1 WHERE id = 3; \
+        "DELETE FROM chaos_set WHERE n = (SELECT min(n) FROM chaos_set); \
+         UPDATE chaos_append_serializable SET v = v[2:] WHERE k = (SELECT min(k) FROM chaos_append_serializable); \
+         UPDATE chaos_append_repeatable_read SET v = '{}' WHERE k = (SELECT min(k) FROM chaos_append_repeatable_read); \
+         UPDATE chaos_register SET v = 7 WHERE k = (SELECT min(k) FROM chaos_register); \
+         UPDATE chaos_bank SET balance = balance + 1 WHERE id = 3; \
          UPDATE chaos_version SET version = 1 WHERE id = (SELECT min(id) FROM chaos_version)",
     );
     let end = final_reads::gather(&places[..1], &login(), clock, Duration::from_secs(10)).unwrap();
