@@ -9,7 +9,7 @@ use super::plan::{Plan, Site};
 use super::source;
 use crate::telemetry::Clock;
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::process::Stdio;
@@ -38,12 +38,6 @@ pub fn spawn(site: &Site) -> anyhow::Result<Child> {
         .kill_on_drop(false)
         .spawn();
     child.with_context(|| format!("cannot start {} for {}", program.display(), site.name))
-}
-
-/// Is there a process of this id?
-#[must_use]
-pub fn is_alive(pid: u32) -> bool {
-    as_pid(pid).is_some_and(|pid| test_kill_process(pid).is_ok())
 }
 
 fn as_pid(pid: u32) -> Option<Pid> {

@@ -17,7 +17,7 @@ use super::files::Folder;
 use super::plan::Plan;
 use super::relay::{Network, Relay};
 use super::status::{Status, Watcher};
-use super::{Args, processes, progress};
+use super::{Args, processes, progress, source};
 use crate::telemetry::Clock;
 use crate::types::Millis;
 use anyhow::{Context as _, bail};
@@ -39,9 +39,16 @@ const LOOK_CALMLY_EVERY: Duration = Duration::from_secs(1);
 /// Lines of its log that a node which failed to start is quoted with.
 const LAST_WORDS: usize = 15;
 
+/// A node's process has ended.
+struct Exit {
+    site: usize,
+    pid: Option<u32>,
+    status: std::io::Result<ExitStatus>,
+}
+
 enum Event {
     Interrupted,
-    Exited(usize, std::io::Result<ExitStatus>),
+    Exited(Exit),
     Looked,
     Asked(UnixStream),
     Late,
@@ -55,7 +62,7 @@ struct Supervisor {
     began: Millis,
     /// Process of each datacenter's node while it runs.
     nodes: Vec<Option<u32>>,
-    exits: JoinSet<(usize, std::io::Result<ExitStatus>)>,
+    exits: JoinSet<Exit>,
     shown: Option<Status>,
     /// Superuser's password, known once the cluster is whole.
     password: Option<String>,
@@ -135,14 +142,14 @@ impl Supervisor {
                 _ = interrupt.recv() => Event::Interrupted,
                 _ = terminate.recv() => Event::Interrupted,
                 _ = hangup.recv() => Event::Interrupted,
-                Some(Ok((site, status))) = self.exits.join_next() => Event::Exited(site, status),
+                Some(Ok(exit)) = self.exits.join_next() => Event::Exited(exit),
                 Ok(()) = seen.changed() => Event::Looked,
                 Ok((stream, _)) = listener.accept() => Event::Asked(stream),
                 () = &mut late, if self.password.is_none() => Event::Late,
             };
             match event {
                 Event::Interrupted => return Ok(None),
-                Event::Exited(site, status) => self.exited(site, status)?,
+                Event::Exited(exit) => self.exited(exit)?,
                 Event::Looked => {
                     let status = seen.borrow_and_update().clone();
                     if self.looked(status)? && args.supervise {
@@ -169,7 +176,8 @@ impl Supervisor {
     fn start(&mut self, site: usize) -> anyhow::Result<()> {
         let mut child = processes::spawn(&self.plan.sites[site])?;
         self.nodes[site] = child.id();
-        self.exits.spawn(async move { (site, child.wait().await) });
+        let pid = child.id();
+        self.exits.spawn(async move { Exit { site, pid, status: child.wait().await } });
         if self.password.is_some() {
             self.publish()?;
         }
@@ -181,7 +189,11 @@ impl Supervisor {
         self.folder.write_cluster(&self.plan.cluster_file(password, &self.nodes))
     }
 
-    fn exited(&mut self, site: usize, status: std::io::Result<ExitStatus>) -> anyhow::Result<()> {
+    fn exited(&mut self, Exit { site, pid, status }: Exit) -> anyhow::Result<()> {
+        // It may have been started again before anybody looked.
+        if self.nodes[site] != pid {
+            return Ok(());
+        }
         self.nodes[site] = None;
         let name = &self.plan.sites[site].name;
         let how = status.map_or_else(|e| e.to_string(), |s| s.to_string());
@@ -237,7 +249,8 @@ impl Supervisor {
             }
             Request::Start(name) => {
                 let site = self.site(name)?;
-                if self.nodes[site].is_some_and(processes::is_alive) {
+                let runs = source::processes_of(&self.plan.sites[site].dir);
+                if self.nodes[site].is_some_and(|pid| runs.contains(&pid)) {
                     return Ok(format!("{name} runs already"));
                 }
                 self.start(site)?;
