@@ -9,7 +9,7 @@ use super::conf::{Upstream, application_name};
 use super::error::Error;
 use super::facts::LocalEnd;
 use super::history::{self, Descent};
-use super::instance::{Activity, Instance, QUERY_LIMIT};
+use super::instance::{Activity, Instance, QUERY_LIMIT, SLOT_LIMIT};
 use super::lifecycle::POLL;
 use super::procfs;
 use super::session::{Host, Session, Target};
@@ -170,7 +170,7 @@ impl Instance {
             "SELECT pg_create_physical_replication_slot('{name}', true) \
              WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{name}')"
         );
-        session.run(&sql, Duration::from_secs(5)).await?;
+        session.run(&sql, SLOT_LIMIT).await?;
         Ok(name)
     }
 }

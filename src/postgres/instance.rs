@@ -142,6 +142,8 @@ impl Drop for Working {
 
 /// Longest wait for a connection or a cheap query to our own server: a server that takes longer counts as unresponsive.
 pub(super) const QUERY_LIMIT: Duration = Duration::from_secs(1);
+/// Making or dropping a slot ends only when its files are on the disk.
+pub(super) const SLOT_LIMIT: Duration = Duration::from_secs(5);
 /// A postmaster that has not begun by then hangs, on a slow disk.
 const HANDLERS_LIMIT: Duration = Duration::from_secs(5);
 

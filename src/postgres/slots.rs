@@ -2,7 +2,7 @@
 
 use super::conf::{Drift, application_name, node_of};
 use super::error::Error;
-use super::instance::{Activity, Instance, QUERY_LIMIT};
+use super::instance::{Activity, Instance, QUERY_LIMIT, SLOT_LIMIT};
 use super::process::lock;
 use crate::types::{Lsn, NodeId};
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ impl Instance {
             let name = application_name(slot.node);
             let wanted = members.contains_key(&slot.node) && slot.node != me;
             if !slot.active && (!wanted || slot.lost) {
-                session.run(&format!("SELECT pg_drop_replication_slot('{name}')"), QUERY_LIMIT).await?;
+                session.run(&format!("SELECT pg_drop_replication_slot('{name}')"), SLOT_LIMIT).await?;
             }
         }
         self.create_slots(members.keys().copied()).await?;
@@ -75,7 +75,7 @@ impl Instance {
              WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = name)",
             names.join(",")
         );
-        self.session().await?.run(&sql, QUERY_LIMIT).await
+        self.session().await?.run(&sql, SLOT_LIMIT).await
     }
 
     async fn list_slots(&self) -> Result<Vec<Slot>, Error> {
