@@ -17,7 +17,7 @@ use trilithon::types::Millis;
 /// A failover that takes longer has failed, whatever the machine.
 const FAILOVER_TIMEOUT: Duration = Duration::from_secs(60);
 /// For a member to come back, with a rewind or a copy if need be.
-const REJOIN_TIMEOUT: Duration = Duration::from_secs(90);
+const REJOIN_TIMEOUT: Duration = Duration::from_secs(180);
 /// Writers on each proxy.
 const WRITERS_PER_PROXY: usize = 2;
 
@@ -128,7 +128,10 @@ pub async fn node_process_restarted(cluster: &Cluster, table: &str) -> Measured 
     let (before, postmaster) = (epoch(cluster).await, cluster.postmaster(&primary));
     let event = cluster.now();
     Cluster::signal(&[cluster.node(&primary).pid], Signal::KILL);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    while cluster.node(&primary).pid != 0 {
+        assert!(cluster.now().since(event) < REJOIN_TIMEOUT, "nobody noticed the end of {primary}\n{}", cluster.log());
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
     cluster.demo(&["--start", &primary]).await;
     while cluster.status_of(&primary).await.is_none() {
         assert!(cluster.now().since(event) < REJOIN_TIMEOUT, "{primary} does not answer again\n{}", cluster.log());

@@ -40,12 +40,7 @@ async fn a_dead_postmaster_is_noticed_at_once_and_its_orphans_are_awaited() {
         server.sql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO%' AND state = 'active'").await.as_deref() == Some("1")
     })
     .await;
-    let mut exits = server.instance.postmaster();
-    let begun = Instant::now();
-    kill_process(Pid::from_raw(server.pid()).unwrap(), Signal::KILL).unwrap();
-    exits.wait_for(|p| matches!(p, Postmaster::Exited { .. })).await.unwrap();
-    let noticed = begun.elapsed();
-    assert!(noticed < Duration::from_millis(100), "noticed after {noticed:?}");
+    let mut noticed = killed(&server).await;
     let facts = server.facts().await;
     assert_eq!(facts.state, PostgresState::Stopping, "a backend still works in the directory");
     assert!(matches!(server.instance.start_detached(None).await, Err(Error::Orphans { .. })));
@@ -56,22 +51,46 @@ async fn a_dead_postmaster_is_noticed_at_once_and_its_orphans_are_awaited() {
     busy.await.unwrap().unwrap_err();
     server.instance.start_detached(None).await.unwrap();
     server.until("knows its end again", |f| f.position.is_some() && f.role == Some(Role::Standby)).await;
+    for _ in 0..ROUNDS {
+        noticed = noticed.min(killed(&server).await);
+        server.instance.demote().await.unwrap();
+        server.instance.start_detached(None).await.unwrap();
+    }
+    assert!(noticed < AT_ONCE, "noticed after {noticed:?} at best");
+}
+
+/// What a machine that has other things to do reaches once in so many rounds, and who looks from time to time does not.
+const AT_ONCE: Duration = Duration::from_millis(50);
+const ROUNDS: usize = 5;
+
+/// Kills the postmaster; how long until that is noticed.
+async fn killed(server: &Server) -> Duration {
+    let mut exits = server.instance.postmaster();
+    let pid = Pid::from_raw(server.pid()).unwrap();
+    let begun = Instant::now();
+    kill_process(pid, Signal::KILL).unwrap();
+    let noticed = tokio::time::timeout(LIMIT, exits.wait_for(|p| matches!(p, Postmaster::Exited { .. })));
+    drop(noticed.await.expect("it is never noticed").unwrap());
+    begun.elapsed()
 }
 
 #[tokio::test]
 async fn a_running_server_outlives_its_process_and_is_adopted() {
     let server = Server::primary(1).await;
     let pid = server.pid();
-    let server = server.reopen().await;
+    let mut server = server.reopen().await;
     assert_eq!(*server.instance.postmaster().borrow(), Postmaster::Running { pid });
     let facts = server.facts().await;
     assert_eq!((facts.state, facts.role), (PostgresState::Running, Some(Role::Primary)));
     assert_eq!(server.instance.promoted(), Some((Epoch(2), Timeline(2))), "the successor knows for which epoch it was promoted");
-    let mut exits = server.instance.postmaster();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-    let begun = Instant::now();
-    exits.wait_for(|p| matches!(p, Postmaster::Exited { .. })).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_millis(100), "an adopted one's end is noticed as fast");
+    let mut noticed = killed(&server).await;
+    for _ in 0..ROUNDS {
+        server.instance.demote().await.unwrap();
+        server.instance.start_detached(None).await.unwrap();
+        server = server.reopen().await;
+        noticed = noticed.min(killed(&server).await);
+    }
+    assert!(noticed < AT_ONCE, "an adopted one's end is noticed as fast: after {noticed:?} at best");
 }
 
 #[tokio::test]

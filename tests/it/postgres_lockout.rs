@@ -1,9 +1,9 @@
 //! Crashes in the midst of a transaction with many subtransactions: PostgreSQL lets nobody into a server that starts as a standby then.
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
-use crate::postgres_rig::{LIMIT, Server, until};
+use crate::postgres_rig::{LIMIT, Server, processes_below, until};
+use rustix::process::{Pid, Signal, kill_process};
 use trilithon::ha::{PostgresFacts, PostgresState, Role};
-use trilithon::telemetry::Clock;
 use trilithon::types::{Epoch, Lsn, NodeId, Timeline};
 
 const STOP: std::time::Duration = std::time::Duration::from_secs(10);
@@ -144,6 +144,19 @@ async fn one_that_has_followed_somebody_since_its_start_tells_nothing_by_its_sto
     assert_eq!(stopped(&standby).await.position, None);
 }
 
+fn startup_process(server: &Server) -> Pid {
+    let title = |pid: &i32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let startup = processes_below(server.dir.path()).into_iter().find(|pid| String::from_utf8_lossy(&title(pid)).contains("startup"));
+    Pid::from_raw(startup.expect("it replays")).unwrap()
+}
+
+/// Does SIGTERM wait for it?
+fn is_told_to_end(pid: Pid) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+    u64::from_str_radix(pending.trim(), 16).unwrap() & (1 << (Signal::TERM.as_raw() - 1)) != 0
+}
+
 /// Whatever made a server wait, an end behind which WAL goes on is none (INV-7): here the last segment is out of sight until it is stopped.
 #[tokio::test]
 async fn a_stop_before_the_end_of_the_wal_tells_no_end() {
@@ -159,17 +172,15 @@ async fn a_stop_before_the_end_of_the_wal_tells_no_end() {
     std::fs::rename(&segment, &aside).unwrap();
 
     until_locked_out(&server).await;
-    let back = tokio::task::spawn_blocking(move || {
-        // Before the stop looks at the WAL, so that it is asked often; no longer than a stop may take.
-        let clock = Clock::default();
-        let deadline = clock.now().after(2 * STOP);
-        while pgdata.join("postmaster.pid").exists() && clock.now() < deadline {
-            std::thread::sleep(std::time::Duration::from_micros(200));
-        }
-        std::fs::rename(aside, segment)
+    // It comes back while the process that replays is held, and goes on only to end: it reads none of it.
+    let replays = startup_process(&server);
+    kill_process(replays, Signal::STOP).unwrap();
+    std::fs::rename(&aside, &segment).unwrap();
+    let (stopped_at, ()) = tokio::join!(stopped(&server), async {
+        until("it is told to end", || async { is_told_to_end(replays) }).await;
+        kill_process(replays, Signal::CONT).unwrap();
     });
-    assert_eq!(stopped(&server).await.position, None);
-    back.await.unwrap().unwrap();
+    assert_eq!(stopped_at.position, None);
 
     until_locked_out(&server).await;
     let told = stopped(&server).await.position.unwrap().lsn;

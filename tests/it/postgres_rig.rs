@@ -198,8 +198,16 @@ impl Server {
     }
 
     /// A client's session over TCP, with the superuser's password.
+    /// A server may be starting for longer than the start of it was watched.
     pub async fn client(&self) -> Client {
-        self.try_client().await.unwrap()
+        let begun = std::time::Instant::now();
+        loop {
+            match self.try_client().await {
+                Ok(client) => return client,
+                Err(error) => assert!(begun.elapsed() < LIMIT, "{} lets nobody in: {error}\n{}", self.node, self.log()),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     pub async fn try_client(&self) -> Result<Client, tokio_postgres::Error> {

@@ -47,8 +47,7 @@ async fn a_member_from_the_past_catches_up_and_can_be_handed_the_leadership() {
     cluster.start(past).await;
     cluster.sites[past].until(|s| super::priority(s) == 19).await;
     until_level(&handle, node).await;
-    handle.transfer_leader(node).await.unwrap();
-    eventually("handed over", || cluster.running().all(|(_, h)| h.leadership().borrow().leader == Some(node))).await;
+    cluster.hand_over(node).await;
     write(&cluster.sites[leader].handle(), 20).await;
 }
 
