@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // A test that cannot go on panics; it measures with Instant.
 
 use crate::postgres_rig::{LIMIT, Server, try_sql, until};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use trilithon::ha::Role;
 use trilithon::postgres::PostgresError as Error;
@@ -143,6 +144,19 @@ async fn protected_settings_are_restored_and_reported() {
     std::fs::write(&hba, "host all all all trust\n").unwrap();
     assert_eq!(primary.instance.drift().await.unwrap()[0].name, "pg_hba.conf");
     assert!(std::fs::read_to_string(&hba).unwrap().contains("scram-sha-256"));
+}
+
+/// INV-6: who must prove the rule anew learns it, though the rest of the upkeep fails in that moment.
+#[tokio::test]
+async fn a_changed_rule_is_told_also_where_no_slot_can_be_made() {
+    let primary = Server::primary(1).await;
+    primary.sql("SELECT pg_create_physical_replication_slot('other' || n) FROM generate_series(1, 16) n").await;
+    std::fs::write(primary.instance.pgdata().join("postgresql.auto.conf"), "synchronous_standby_names = 'nobody'\n").unwrap();
+    let members = BTreeMap::from([(NodeId(2), None)]);
+    let found = primary.instance.tend(&members).await.unwrap();
+    assert_eq!(found.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["synchronous_standby_names"]);
+    let said = primary.instance.tend(&members).await.unwrap_err().to_string();
+    assert!(said.contains("replication slots are in use"), "{said}");
 }
 
 #[tokio::test]
