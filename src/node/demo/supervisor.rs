@@ -175,8 +175,8 @@ impl Supervisor {
 
     fn start(&mut self, site: usize) -> anyhow::Result<()> {
         let mut child = processes::spawn(&self.plan.sites[site])?;
-        self.nodes[site] = child.id();
         let pid = child.id();
+        self.nodes[site] = pid;
         self.exits.spawn(async move { Exit { site, pid, status: child.wait().await } });
         if self.password.is_some() {
             self.publish()?;
