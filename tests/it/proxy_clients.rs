@@ -121,7 +121,7 @@ async fn a_cancel_request_reaches_the_pooled_server() {
     let token = client.cancel_token();
     let sleeping = client.query("select pg_sleep(30)", &[]);
     let cancel = async {
-        pair.primary.until_asleep(1).await;
+        pair.primary.until_waiting("PgSleep", 1).await;
         token.cancel_query(NoTls).await.expect("cancel request");
     };
     let (slept, ()) = future::join(sleeping, cancel).await;

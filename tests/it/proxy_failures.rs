@@ -93,7 +93,7 @@ async fn a_read_that_waits_for_another_server_when_the_node_stops_fails() {
     let reader = through(front.standby()).await;
     let read = reader.simple_query("select n from nap");
     let stop = async {
-        pair.standby.until_asleep(1).await;
+        pair.standby.until_waiting("PgSleep", 1).await;
         hold(&front).await;
         pair.standby.stop(rustix::process::Signal::QUIT);
         eventually("it waits for another server", || front.handle.stats().waiting == 1).await;
@@ -236,7 +236,7 @@ async fn inv_11_a_demoted_primary_is_left_at_once_with_the_right_code() {
     pinned.batch_execute("create temp table mine (a int)").await.expect("pin");
     let busy = future::join(active.simple_query("select pg_sleep(60)"), single.simple_query("insert into t select 5 from pg_sleep(60)"));
     let fence = async {
-        pair.primary.until_asleep(2).await;
+        pair.primary.until_waiting("PgSleep", 2).await;
         hold(&front).await;
         flip(&front).await;
         pair.standby.promote();
@@ -281,7 +281,7 @@ async fn a_dead_server_is_told_apart_by_what_was_in_flight() {
     block.batch_execute("begin").await.expect("begin");
     block.batch_execute("insert into t values (2)").await.expect("insert");
     let crash = async {
-        pair.primary.until_asleep(3).await;
+        pair.primary.until_waiting("PgSleep", 3).await;
         pair.primary.stop(rustix::process::Signal::QUIT);
         pair.primary.start();
     };
@@ -381,9 +381,7 @@ async fn a_commit_that_no_standby_confirmed_is_not_reported_as_done() {
             // The client's own request is not passed on: the wait goes on.
             token.cancel_query(tokio_postgres::NoTls).await.expect("cancel request");
             tokio::time::sleep(Duration::from_millis(300)).await;
-            let waiting =
-                direct.query_one("select count(*) from pg_stat_activity where wait_event = 'SyncRep'", &[]).await.expect("activity");
-            assert_eq!(waiting.get::<_, i64>(0), 1, "a cancel request must not end the wait");
+            assert_eq!(pair.primary.waiting("SyncRep").await, 1, "a cancel request must not end the wait");
             // An administrator's does.
             direct.query("select pg_cancel_backend($1)", &[&pid]).await.expect("cancel");
         };
@@ -427,29 +425,12 @@ async fn table_that_nobody_confirms(pair: &Pair) -> tokio_postgres::Client {
         }
     };
     tokio::select! {
-        () = until_waiting_for_standbys(&direct, 1) => {}
+        () = pair.primary.until_waiting("SyncRep", 1) => {}
         () = commits => {}
     }
     probe.cancel_token().cancel_query(tokio_postgres::NoTls).await.expect("cancel request");
-    until_waiting_for_standbys(&direct, 0).await;
+    pair.primary.until_waiting("SyncRep", 0).await;
     direct
-}
-
-/// The number of backends that wait for a standby's confirmation.
-async fn waiting_for_standbys(direct: &tokio_postgres::Client) -> i64 {
-    let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
-    direct.query_one(sql, &[]).await.expect("activity").get(0)
-}
-
-/// Until the commits of so many wait for a standby.
-async fn until_waiting_for_standbys(direct: &tokio_postgres::Client, backends: i64) {
-    for _ in 0..1000 {
-        if waiting_for_standbys(direct).await == backends {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("not {backends} backends wait for a standby");
 }
 
 /// Cancelled, the wait would end and show a row to others that may yet be lost (P3).
@@ -460,11 +441,11 @@ async fn a_client_that_leaves_does_not_end_the_wait_for_standbys() {
     let direct = table_that_nobody_confirms(&pair).await;
     let mut client = Raw::login(front.primary()).await;
     client.say(&query("insert into t values (1)")).await;
-    until_waiting_for_standbys(&direct, 1).await;
+    pair.primary.until_waiting("SyncRep", 1).await;
     drop(client);
     eventually("the client has left", || front.handle.stats().clients == 0).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(waiting_for_standbys(&direct).await, 1);
+    assert_eq!(pair.primary.waiting("SyncRep").await, 1);
     assert_eq!(direct.query_one("select count(*) from t", &[]).await.expect("read").get::<_, i64>(0), 0);
 }
 
@@ -507,7 +488,7 @@ async fn a_view_that_writes_is_not_run_again_behind_its_commit() {
     for unit in [query("select n from v"), [parse("", "select n from v"), run_statement(""), sync()].concat()] {
         let before: i64 = pair.primary.direct().await.query_one("select count(*) from t", &[]).await.expect("count").get(0);
         client.say(&unit).await;
-        until_waiting_for_standbys(&pair.primary.direct().await, 1).await;
+        pair.primary.until_waiting("SyncRep", 1).await;
         pair.primary.stop(rustix::process::Signal::QUIT);
         pair.primary.start();
         // Whatever PostgreSQL says in its last moment, which may be the row.
@@ -533,7 +514,7 @@ async fn a_read_whose_standby_is_lost_runs_again() {
         let client = through(port).await;
         let read = client.simple_query("select n from nap");
         let crash = async {
-            pair.standby.until_asleep(1).await;
+            pair.standby.until_waiting("PgSleep", 1).await;
             pair.standby.stop(rustix::process::Signal::QUIT);
             pair.standby.start();
         };

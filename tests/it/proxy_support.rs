@@ -103,17 +103,21 @@ impl Pg {
             .expect("direct connection")
     }
 
-    /// Until so many clients are in the midst of a pg_sleep() there.
-    pub async fn until_asleep(&self, clients: i64) {
-        let direct = self.direct().await;
-        for _ in 0..1000 {
-            let sql = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
-            if direct.query_one(sql, &[]).await.expect("activity").get::<_, i64>(0) == clients {
+    /// The number of backends that wait for `event`: "PgSleep", or "SyncRep" for a standby's confirmation.
+    pub async fn waiting(&self, event: &str) -> i64 {
+        let sql = "select count(*) from pg_stat_activity where wait_event = $1";
+        self.direct().await.query_one(sql, &[&event]).await.expect("activity").get(0)
+    }
+
+    /// Until so many backends wait for `event`.
+    pub async fn until_waiting(&self, event: &str, backends: i64) {
+        for _ in 0..500 {
+            if self.waiting(event).await == backends {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("not {clients} clients are asleep");
+        panic!("not {backends} backends wait for {event}");
     }
 }
 
